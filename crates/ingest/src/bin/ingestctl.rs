@@ -1,0 +1,2 @@
+//! `ingestctl`: the operators' command.
+fn main() {}

@@ -1,0 +1,2 @@
+//! `ingestd`: the server.
+fn main() {}

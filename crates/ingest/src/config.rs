@@ -1,0 +1,191 @@
+//! The configuration file as a whole. Each part lives beside the stage it is for.
+
+use std::{fmt, str::FromStr, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    admin::AdminConfig, edge::EdgeConfig, log::LogConfig, normalize::SchemasConfig,
+    sink::SinkConfig, tenants::Quota,
+};
+
+/// Everything that can be configured; every field has a default (config/tidegate.toml shows them).
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The public side.
+    pub edge: EdgeConfig,
+    /// The operators' side.
+    pub admin: AdminConfig,
+    /// Memory.
+    pub budget: BudgetConfig,
+    /// The durable log.
+    pub log: LogConfig,
+    /// What events are checked by.
+    pub schemas: SchemasConfig,
+    /// Where events go.
+    pub sink: Vec<SinkConfig>,
+    /// What tenants get that say nothing else.
+    pub defaults: DefaultsConfig,
+    /// The folder of tenant files; `<data dir>/tenants` if absent.
+    pub tenants_dir: Option<std::path::PathBuf>,
+}
+
+/// `[budget]`
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BudgetConfig {
+    /// Bytes of request bodies (raw and decoded) held at once.
+    pub bytes: Size,
+    /// How long a request may wait in a hop's queue.
+    pub delay: Span,
+}
+
+impl Default for BudgetConfig {
+    fn default() -> Self {
+        Self { bytes: Size::mib(256), delay: Span::seconds(2) }
+    }
+}
+
+/// `[defaults]`
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DefaultsConfig {
+    /// `[defaults.quota]`
+    pub quota: Quota,
+}
+
+/// A number of bytes: an integer, or text such as `"64MiB"`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
+#[serde(try_from = "NumberOrText", into = "String")]
+pub struct Size(pub u64);
+
+/// A length of time: text such as `"5s"` or `"1h 30m"`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Span(pub Duration);
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum NumberOrText {
+    Number(u64),
+    Text(String),
+}
+
+const SUFFIXES: &[(&str, u64)] =
+    &[("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
+
+impl Size {
+    /// `n` times 1,048,576 bytes.
+    #[must_use]
+    pub const fn mib(n: u64) -> Self {
+        Self(n << 20)
+    }
+
+    /// As a length in memory.
+    #[must_use]
+    pub fn get(self) -> usize {
+        usize::try_from(self.0).unwrap_or(usize::MAX)
+    }
+}
+
+impl FromStr for Size {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let fault =
+            || format!("{text:?} is no size; write bytes, or a number with KiB, MiB, GiB or TiB");
+        let (digits, factor) = SUFFIXES
+            .iter()
+            .find_map(|(suffix, factor)| Some((text.strip_suffix(suffix)?, *factor)))
+            .unwrap_or((text, 1));
+        let n: u64 = digits.trim().replace('_', "").parse().map_err(|_| fault())?;
+        n.checked_mul(factor).map(Self).ok_or_else(fault)
+    }
+}
+
+impl TryFrom<NumberOrText> for Size {
+    type Error = String;
+    fn try_from(value: NumberOrText) -> Result<Self, String> {
+        match value {
+            NumberOrText::Number(n) => Ok(Self(n)),
+            NumberOrText::Text(text) => text.parse(),
+        }
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let unit =
+            SUFFIXES.iter().find(|(_, factor)| self.0 >= *factor && self.0.is_multiple_of(*factor));
+        let (suffix, factor) = unit.copied().unwrap_or(("B", 1));
+        write!(f, "{}{suffix}", self.0 / factor)
+    }
+}
+
+impl fmt::Debug for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl From<Size> for String {
+    fn from(size: Size) -> Self {
+        size.to_string()
+    }
+}
+
+impl Span {
+    /// `n` seconds.
+    #[must_use]
+    pub const fn seconds(n: u64) -> Self {
+        Self(Duration::from_secs(n))
+    }
+}
+
+impl FromStr for Span {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let fault = || {
+            format!("{text:?} is no length of time; write for instance \"5s\", \"250ms\", \"7d\"")
+        };
+        let (days, rest) = match text.strip_suffix('d').map(str::parse::<u64>) {
+            Some(Ok(days)) => (days, "0s"),
+            _ => (0, text),
+        };
+        let span: jiff::SignedDuration = rest.parse().map_err(|_| fault())?;
+        let rest = Duration::try_from(span).map_err(|_| fault())?;
+        Ok(Self(Duration::from_secs(days * 86_400) + rest))
+    }
+}
+
+impl TryFrom<String> for Span {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (s, days) = (self.0.as_secs(), self.0.as_secs() / 86_400);
+        if self.0.subsec_nanos() != 0 {
+            write!(f, "{}ms", self.0.as_millis())
+        } else if days > 0 && s.is_multiple_of(86_400) {
+            write!(f, "{days}d")
+        } else {
+            write!(f, "{s}s")
+        }
+    }
+}
+
+impl fmt::Debug for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl From<Span> for String {
+    fn from(span: Span) -> Self {
+        span.to_string()
+    }
+}

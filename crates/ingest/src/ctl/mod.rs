@@ -1,0 +1,1 @@
+//! `ingestctl`: one file per command.

@@ -1,0 +1,1 @@
+//! The borrowed JSON scanner of the hot path.

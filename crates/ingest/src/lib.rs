@@ -1,0 +1,28 @@
+//! # The path of an event
+//!
+//! ```text
+//!                one process (`ingestd`), or one role per process
+//!  client ──HTTP(S)──▶ edge ───▶ normalize ───▶ writer ──append──▶ log ──read──▶ sink ──▶ lake / …
+//!                 TLS, key,   schema, units,  group commit,    segments     one cursor per
+//!                 limits,     personal data,  fsync, ids       of frames    partition and sink
+//!                 protocols   verdict
+//! ```
+//!
+//! [`pipeline`] builds the stages and the queues between them: read it first.
+
+pub mod admin;
+pub mod books;
+pub mod clock;
+pub mod config;
+pub mod ctl;
+pub mod edge;
+pub mod json;
+pub mod log;
+pub mod metrics;
+pub mod normalize;
+pub mod pipeline;
+pub mod shed;
+pub mod sink;
+pub mod storage;
+pub mod tenants;
+pub mod writer;

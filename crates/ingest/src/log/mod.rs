@@ -1,0 +1,69 @@
+//! The durable log: partitions of checksummed, chained frames in segment files.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::{Size, Span};
+
+/// `[log]`
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogConfig {
+    /// Which log.
+    pub kind: LogKind,
+    /// The data folder: log, cursors, books, and the lake unless a sink says otherwise.
+    pub dir: PathBuf,
+    /// How many partitions; fixed once the log is made.
+    pub partitions: u32,
+    /// How frames are compressed.
+    pub codec: Codec,
+    /// Bytes after which a segment is closed and the next begun.
+    pub segment_bytes: Size,
+    /// Bytes of log to keep at most, once every blocking sink has passed them.
+    pub retention_bytes: Size,
+    /// Age of log to keep at most, once every blocking sink has passed it.
+    pub retention_age: Span,
+    /// Bytes of log at which new events are refused (503 `log_full`), because a blocking sink holds
+    /// them; also the bound of every sink's backlog.
+    pub backlog_bytes: Size,
+    /// How long an id that a client sent is remembered; 0: ids are not deduplicated.
+    pub dedup_window: Span,
+    /// How many ids are remembered at most (about 64 bytes each).
+    pub dedup_ids: usize,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self {
+            kind: LogKind::Embedded,
+            dir: "tidegate-data".into(),
+            partitions: 1,
+            codec: Codec::None,
+            segment_bytes: Size::mib(256),
+            retention_bytes: Size(10 << 30),
+            retention_age: Span::seconds(7 * 86_400),
+            backlog_bytes: Size(20 << 30),
+            dedup_window: Span::seconds(600),
+            dedup_ids: 1_000_000,
+        }
+    }
+}
+
+/// Which log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogKind {
+    /// Segment files in the data folder.
+    Embedded,
+}
+
+/// How frames are compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Codec {
+    /// As they are.
+    None,
+    /// LZ4 block format.
+    Lz4,
+}

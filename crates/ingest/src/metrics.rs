@@ -1,0 +1,121 @@
+//! One typed function per metric, `tidegate_<stage>_<noun>_<unit>`; emitted per request or batch.
+//!
+//! Labels come from closed sets; `tenant` only from tenants that are configured.
+
+use std::sync::LazyLock;
+
+use prometheus::{
+    Encoder, HistogramVec, IntCounterVec, IntGaugeVec, Registry, TextEncoder, histogram_opts, opts,
+};
+
+static REGISTRY: LazyLock<Registry> = LazyLock::new(Registry::new);
+
+fn counters(name: &str, help: &str, labels: &[&str]) -> Option<IntCounterVec> {
+    let metric = IntCounterVec::new(opts!(name, help), labels).ok()?;
+    REGISTRY.register(Box::new(metric.clone())).ok()?;
+    Some(metric)
+}
+
+fn gauges(name: &str, help: &str, labels: &[&str]) -> Option<IntGaugeVec> {
+    let metric = IntGaugeVec::new(opts!(name, help), labels).ok()?;
+    REGISTRY.register(Box::new(metric.clone())).ok()?;
+    Some(metric)
+}
+
+fn histograms(name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> Option<HistogramVec> {
+    let metric = HistogramVec::new(histogram_opts!(name, help, buckets.to_vec()), labels).ok()?;
+    REGISTRY.register(Box::new(metric.clone())).ok()?;
+    Some(metric)
+}
+
+macro_rules! counter {
+    ($(#[doc = $help:literal] $function:ident($($label:ident),*) = $name:literal;)*) => {$(
+        #[doc = $help]
+        pub fn $function($($label: &str,)* by: u64) {
+            static METRIC: LazyLock<Option<IntCounterVec>> =
+                LazyLock::new(|| counters($name, $help.trim_ascii(), &[$(stringify!($label)),*]));
+            if let Some(metric) = &*METRIC {
+                metric.with_label_values::<&str>(&[$($label),*]).inc_by(by);
+            }
+        }
+    )*};
+}
+
+macro_rules! gauge {
+    ($(#[doc = $help:literal] $function:ident($($label:ident),*) = $name:literal;)*) => {$(
+        #[doc = $help]
+        pub fn $function($($label: &str,)* value: i64) {
+            static METRIC: LazyLock<Option<IntGaugeVec>> =
+                LazyLock::new(|| gauges($name, $help.trim_ascii(), &[$(stringify!($label)),*]));
+            if let Some(metric) = &*METRIC {
+                metric.with_label_values::<&str>(&[$($label),*]).set(value);
+            }
+        }
+    )*};
+}
+
+macro_rules! histogram {
+    ($(#[doc = $help:literal] $function:ident($($label:ident),*) = $name:literal, $buckets:expr;)*) => {$(
+        #[doc = $help]
+        pub fn $function($($label: &str,)* value: f64) {
+            static METRIC: LazyLock<Option<HistogramVec>> = LazyLock::new(|| {
+                histograms($name, $help.trim_ascii(), &[$(stringify!($label)),*], $buckets)
+            });
+            if let Some(metric) = &*METRIC {
+                metric.with_label_values::<&str>(&[$($label),*]).observe(value);
+            }
+        }
+    )*};
+}
+
+const SECONDS: &[f64] =
+    &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1., 2.5, 5., 10.];
+
+counter! {
+    #[doc = "Requests answered, by protocol and status."]
+    requests(protocol, status) = "tidegate_edge_requests_total";
+    #[doc = "Requests refused on purpose, by reason."]
+    shed_requests(reason) = "tidegate_edge_shed_requests_total";
+    #[doc = "Bytes appended to the log, frames' heads included."]
+    log_bytes(partition) = "tidegate_log_appended_bytes_total";
+    #[doc = "Events appended to the log."]
+    log_events(partition) = "tidegate_log_appended_events_total";
+    #[doc = "Frames cut off at recovery because they were half written."]
+    log_torn_tails(partition) = "tidegate_log_torn_tails_total";
+    #[doc = "Events in stretches of the log that failed their checksum."]
+    log_quarantined_events(partition) = "tidegate_log_quarantined_events_total";
+    #[doc = "Rows written, by sink."]
+    sink_rows(sink) = "tidegate_sink_rows_total";
+    #[doc = "Attempts that failed and are made again, by sink."]
+    sink_retries(sink) = "tidegate_sink_retries_total";
+}
+
+gauge! {
+    #[doc = "Event bytes held, by stage."]
+    stage_held_bytes(stage) = "tidegate_stage_held_bytes";
+    #[doc = "Events received minus events with an outcome, apart from those in flight: must be 0."]
+    books_difference() = "tidegate_books_difference_events";
+    #[doc = "Accepted events a sink has not made visible yet."]
+    sink_lag_events(sink) = "tidegate_sink_lag_events";
+    #[doc = "Lanes held back, by sink."]
+    sink_held_lanes(sink) = "tidegate_sink_held_lanes";
+}
+
+histogram! {
+    #[doc = "From a request's head to its answer."]
+    request_seconds(protocol) = "tidegate_edge_request_duration_seconds", SECONDS;
+    #[doc = "One fdatasync of the log."]
+    log_sync_seconds(partition) = "tidegate_log_sync_duration_seconds", SECONDS;
+    #[doc = "From received to visible, the oldest event of each window, by sink."]
+    sink_freshness_seconds(sink) = "tidegate_sink_freshness_seconds", SECONDS;
+}
+
+/// Everything, in Prometheus' text format (version 0.0.4).
+#[must_use]
+pub fn render() -> Vec<u8> {
+    let mut text = Vec::new();
+    if let Err(error) = TextEncoder::new().encode(&REGISTRY.gather(), &mut text) {
+        tracing::error!(%error, "metrics could not be rendered");
+    }
+    text
+}

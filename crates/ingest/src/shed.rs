@@ -1,0 +1,78 @@
+//! Who is full, and what the client is told: one table, nothing else chooses these codes.
+
+/// Why a request was refused on purpose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ShedReason {
+    /// The tenant is over its events per second.
+    QuotaEvents,
+    /// The tenant is over its bytes per second.
+    QuotaBytes,
+    /// The tenant's own lane to a blocking sink is full.
+    TenantLane,
+    /// The edge holds as many bytes as its budget allows.
+    EdgeFull,
+    /// The log's queue is full, or what a blocking sink has not passed fills its space.
+    LogFull,
+    /// The disk is full or failing.
+    Storage,
+    /// The server is shutting down.
+    Draining,
+}
+
+impl ShedReason {
+    /// Every reason, in the order of the table in docs/wire.md.
+    pub const ALL: &'static [ShedReason] = &[
+        Self::QuotaEvents,
+        Self::QuotaBytes,
+        Self::TenantLane,
+        Self::EdgeFull,
+        Self::LogFull,
+        Self::Storage,
+        Self::Draining,
+    ];
+
+    /// As it stands in `X-Shed-Reason`, `code`, metrics and books.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::QuotaEvents => "quota_events",
+            Self::QuotaBytes => "quota_bytes",
+            Self::TenantLane => "tenant_lane",
+            Self::EdgeFull => "edge_full",
+            Self::LogFull => "log_full",
+            Self::Storage => "storage",
+            Self::Draining => "draining",
+        }
+    }
+
+    /// 429 where the tenant is the cause, 503 where we are.
+    #[must_use]
+    pub fn status(self) -> u16 {
+        match self {
+            Self::QuotaEvents | Self::QuotaBytes | Self::TenantLane => 429,
+            Self::EdgeFull | Self::LogFull | Self::Storage | Self::Draining => 503,
+        }
+    }
+
+    /// What happened and what to do, one sentence or two.
+    #[must_use]
+    pub fn describe(self) -> &'static str {
+        match self {
+            Self::QuotaEvents => {
+                "over the tenant's events per second; send again after Retry-After"
+            }
+            Self::QuotaBytes => "over the tenant's bytes per second; send again after Retry-After",
+            Self::TenantLane => {
+                "this tenant's lane to a sink is full; send again after Retry-After"
+            }
+            Self::EdgeFull => {
+                "the edge has no memory left for this body; send again after Retry-After"
+            }
+            Self::LogFull => "the log is full; send again after Retry-After",
+            Self::Storage => "the log's disk is full or failing; send again after Retry-After",
+            Self::Draining => {
+                "the server is shutting down; send again, to another one if there is one"
+            }
+        }
+    }
+}
