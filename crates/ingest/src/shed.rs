@@ -1,5 +1,15 @@
 //! Who is full, and what the client is told: one table, nothing else chooses these codes.
 
+use std::time::Duration;
+
+use tidegate_event::TenantId;
+
+/// What lies behind the log and may be full. Asked once a request, before its body is read.
+pub trait Pressure: Send + Sync {
+    /// Why `tenant` may send nothing now and when to try again; `None`: it may.
+    fn shed(&self, tenant: &TenantId) -> Option<(ShedReason, Duration)>;
+}
+
 /// Why a request was refused on purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ShedReason {

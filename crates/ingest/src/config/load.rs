@@ -1,0 +1,252 @@
+//! Reads the file, lays the environment over it, and finds every fault before anything starts.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use toml::{Table, Value};
+
+use super::Config;
+
+/// A file larger than this is no configuration.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// Why a configuration cannot be used; nothing of it is.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{path}: {error}")]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// The text is not what it should be; the message names line and column.
+    #[error("{source_name}: {message}")]
+    Parse {
+        /// The file, or the environment variable.
+        source_name: String,
+        /// What is wrong, and where.
+        message: String,
+    },
+    /// Values that do not go together, each with its name.
+    #[error("{}", .0.join("\n"))]
+    Faults(Vec<String>),
+}
+
+/// Reads `path` (absent: all defaults), lays `TIDEGATE_<SECTION>__<NAME>` variables over it and
+/// checks the whole.
+///
+/// # Errors
+/// [`ConfigError`] with all that is wrong, as far as it can be seen at once.
+pub fn load(path: Option<&Path>) -> Result<Config, ConfigError> {
+    let (name, text) = match path {
+        Some(path) => (path.display().to_string(), read(path)?),
+        None => ("defaults".to_owned(), String::new()),
+    };
+    let config = parse(&name, &text, std::env::vars_os().filter_map(unicode))?;
+    match check(&config) {
+        faults if faults.is_empty() => Ok(config),
+        faults => Err(ConfigError::Faults(faults)),
+    }
+}
+
+fn unicode(pair: (std::ffi::OsString, std::ffi::OsString)) -> Option<(String, String)> {
+    Some((pair.0.into_string().ok()?, pair.1.into_string().ok()?))
+}
+
+fn read(path: &Path) -> Result<String, ConfigError> {
+    let fault = |error| ConfigError::Read { path: path.to_owned(), error };
+    let size = fs::metadata(path).map_err(fault)?.len();
+    if size > FILE_BYTES_MAX {
+        let text = format!("{size} bytes are no configuration; at most {FILE_BYTES_MAX} are read");
+        return Err(fault(io::Error::other(text)));
+    }
+    fs::read_to_string(path).map_err(fault)
+}
+
+/// Parses `text` and lays `environment` over it.
+///
+/// # Errors
+/// [`ConfigError::Parse`] with the line of the first fault.
+pub fn parse(
+    source_name: &str,
+    text: &str,
+    environment: impl Iterator<Item = (String, String)>,
+) -> Result<Config, ConfigError> {
+    let fault = |name: &str, message: String| ConfigError::Parse {
+        source_name: name.to_owned(),
+        message: message.trim_end().to_owned(),
+    };
+    // The text alone first: only this way does a fault in it carry its line.
+    let config: Config = toml::from_str(text).map_err(|e| fault(source_name, e.to_string()))?;
+    let mut overrides: Vec<_> = environment
+        .filter_map(|(name, value)| {
+            let rest = name.strip_prefix("TIDEGATE_")?;
+            rest.contains("__").then(|| (name.clone(), rest.to_lowercase(), value))
+        })
+        .collect();
+    if overrides.is_empty() {
+        return Ok(config);
+    }
+    overrides.sort();
+    let mut table: Table = toml::from_str(text).map_err(|e| fault(source_name, e.to_string()))?;
+    for (name, path, value) in &overrides {
+        let path: Vec<&str> = path.split("__").collect();
+        set(&mut table, &path, literal(value)).map_err(|message| fault(name, message))?;
+        // Tried one by one, so that the fault names its variable.
+        Config::try_from_table(table.clone()).map_err(|message| fault(name, message))?;
+    }
+    Config::try_from_table(table).map_err(|message| fault(source_name, message))
+}
+
+impl Config {
+    fn try_from_table(table: Table) -> Result<Self, String> {
+        Value::Table(table).try_into().map_err(|e: toml::de::Error| e.to_string())
+    }
+}
+
+/// A variable's value: TOML where it reads as one (a number, a truth value, a list, quoted text),
+/// else the text itself.
+fn literal(text: &str) -> Value {
+    let parsed: Option<Table> = toml::from_str(&format!("v = {text}")).ok();
+    parsed.and_then(|mut t| t.remove("v")).unwrap_or_else(|| Value::String(text.to_owned()))
+}
+
+fn set(table: &mut Table, path: &[&str], value: Value) -> Result<(), String> {
+    match path {
+        [] => Err("names nothing".to_owned()),
+        [last] => {
+            table.insert((*last).to_owned(), value);
+            Ok(())
+        }
+        [first, rest @ ..] => {
+            let inner = table.entry((*first).to_owned()).or_insert(Value::Table(Table::new()));
+            match inner {
+                Value::Table(inner) => set(inner, rest, value),
+                _ => Err(format!("`{first}` is a value, not a section")),
+            }
+        }
+    }
+}
+
+/// What is wrong between values that are each right alone; one sentence each.
+#[must_use]
+pub fn check(config: &Config) -> Vec<String> {
+    let mut faults = Vec::new();
+    let mut need = |holds: bool, text: &str| {
+        if !holds {
+            faults.push(text.to_owned());
+        }
+    };
+    let limits = &config.edge.limits;
+    need(limits.decoded_bytes.0 <= 1 << 30, "edge.limits.decoded_bytes: at most 1GiB");
+    need(
+        limits.body_bytes.0 <= limits.decoded_bytes.0,
+        "edge.limits.body_bytes: at most decoded_bytes",
+    );
+    need(
+        limits.event_bytes.0 <= limits.decoded_bytes.0,
+        "edge.limits.event_bytes: at most decoded_bytes",
+    );
+    need(limits.events > 0, "edge.limits.events: at least 1");
+    need((1..=128).contains(&limits.depth), "edge.limits.depth: 1 to 128");
+    need(limits.fields > 0, "edge.limits.fields: at least 1");
+    need(limits.connections > 0, "edge.limits.connections: at least 1");
+    need(
+        config.budget.bytes.0 >= limits.body_bytes.0 + limits.decoded_bytes.0,
+        "budget.bytes: at least edge.limits.body_bytes + decoded_bytes, or one body never fits",
+    );
+    need((1..=1024).contains(&config.log.partitions), "log.partitions: 1 to 1024");
+    need(config.log.segment_bytes.0 >= 1 << 20, "log.segment_bytes: at least 1MiB");
+    need(
+        config.log.backlog_bytes.0 >= 2 * config.log.segment_bytes.0,
+        "log.backlog_bytes: at least twice log.segment_bytes",
+    );
+    let quota = &config.defaults.quota;
+    need(quota.events_per_second != Some(0), "defaults.quota.events_per_second: at least 1");
+    need(quota.bytes_per_second != Some(0), "defaults.quota.bytes_per_second: at least 1");
+    let mut names: Vec<&str> = config.sink.iter().map(|s| s.name.as_str()).collect();
+    names.sort_unstable();
+    for pair in names.windows(2) {
+        if let [a, b] = pair
+            && a == b
+        {
+            need(false, &format!("sink {a:?}: two sinks of that name"));
+        }
+    }
+    for sink in &config.sink {
+        let named = tidegate_event::EventType::is_valid(&sink.name);
+        need(named, &format!("sink {:?}: a name is letters, digits, '.', '_' and '-'", sink.name));
+    }
+    faults
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+mod tests {
+    use super::*;
+    use crate::config::{Size, Span};
+
+    fn parse_with(text: &str, env: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        parse("test.toml", text, env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())))
+    }
+
+    #[test]
+    fn an_empty_file_is_the_defaults_and_they_hold_together() {
+        let config = parse_with("", &[]).unwrap();
+        assert_eq!(config, Config::default());
+        assert_eq!(check(&config), Vec::<String>::new());
+    }
+
+    #[test]
+    fn sizes_and_times_are_read_as_people_write_them() {
+        let text = "[log]\nsegment_bytes = \"64MiB\"\nretention_age = \"2d\"\n[budget]\nbytes = 1048576\ndelay = \"250ms\"";
+        let config = parse_with(text, &[]).unwrap();
+        assert_eq!(config.log.segment_bytes, Size::mib(64));
+        assert_eq!(config.log.retention_age, Span::seconds(172_800));
+        assert_eq!(config.budget.bytes, Size::mib(1));
+        assert_eq!(config.budget.delay.0.as_millis(), 250);
+    }
+
+    #[test]
+    fn the_environment_lies_over_the_file() {
+        let env = [("TIDEGATE_LOG__DIR", "/x/y"), ("TIDEGATE_EDGE__LIMITS__EVENTS", "7")];
+        let config = parse_with("[log]\ndir = \"a\"\npartitions = 2", &env).unwrap();
+        assert_eq!(config.log.dir, Path::new("/x/y"));
+        assert_eq!(config.log.partitions, 2);
+        assert_eq!(config.edge.limits.events, 7);
+    }
+
+    #[test]
+    fn variables_that_are_not_configuration_are_left_alone() {
+        let env = [("TIDEGATE_KEY", "tgk_dev"), ("TIDEGATE_ADMIN_URL", "x")];
+        assert_eq!(parse_with("", &env).unwrap(), Config::default());
+    }
+
+    #[test]
+    fn a_fault_names_its_place() {
+        let cases: &[(&str, &[(&str, &str)], &str)] = &[
+            ("[log]\npartition = 1", &[], "line 2"),
+            ("[log\n", &[], "line 1"),
+            ("[budget]\nbytes = \"much\"", &[], "is no size"),
+            ("[budget]\ndelay = 3", &[], "line 2"),
+            ("", &[("TIDEGATE_LOG__PARTITIONS", "many")], "TIDEGATE_LOG__PARTITIONS"),
+            ("", &[("TIDEGATE_LOG__NO_SUCH", "1")], "TIDEGATE_LOG__NO_SUCH"),
+            ("[[sink]]\nkind = \"lake\"", &[], "name"),
+        ];
+        for (text, env, expected) in cases {
+            let message = parse_with(text, env).unwrap_err().to_string();
+            assert!(message.contains(expected), "{text:?} {env:?}: {message}");
+        }
+    }
+
+    #[test]
+    fn values_that_do_not_go_together_are_all_told() {
+        let text = "[edge.limits]\nevents = 0\ndepth = 1000\n[budget]\nbytes = 1\n[[sink]]\nname = \"a b\"\nkind = \"lake\"\n[[sink]]\nname = \"a b\"\nkind = \"lake\"";
+        let faults = check(&parse_with(text, &[]).unwrap());
+        assert_eq!(faults.len(), 6, "{faults:#?}");
+    }
+}

@@ -1,0 +1,60 @@
+//! The configuration file as a whole. Each part lives beside the stage it is for.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    admin::AdminConfig, edge::EdgeConfig, log::LogConfig, normalize::SchemasConfig,
+    sink::SinkConfig, tenants::Quota,
+};
+
+mod load;
+mod units;
+
+pub use load::{ConfigError, check, load, parse};
+pub use units::{Size, Span};
+
+/// Everything that can be configured; every field has a default (config/tidegate.toml shows them).
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The public side.
+    pub edge: EdgeConfig,
+    /// The operators' side.
+    pub admin: AdminConfig,
+    /// Memory.
+    pub budget: BudgetConfig,
+    /// The durable log.
+    pub log: LogConfig,
+    /// What events are checked by.
+    pub schemas: SchemasConfig,
+    /// Where events go.
+    pub sink: Vec<SinkConfig>,
+    /// What tenants get that say nothing else.
+    pub defaults: DefaultsConfig,
+    /// The folder of tenant files; `<data dir>/tenants` if absent.
+    pub tenants_dir: Option<std::path::PathBuf>,
+}
+
+/// `[budget]`
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BudgetConfig {
+    /// Bytes of request bodies (raw and decoded) held at once.
+    pub bytes: Size,
+    /// How long a request may wait in a hop's queue.
+    pub delay: Span,
+}
+
+impl Default for BudgetConfig {
+    fn default() -> Self {
+        Self { bytes: Size::mib(256), delay: Span::seconds(2) }
+    }
+}
+
+/// `[defaults]`
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DefaultsConfig {
+    /// `[defaults.quota]`
+    pub quota: Quota,
+}
