@@ -318,3 +318,53 @@ def temporary_files(root):
     """Files below `root` that are not what the lake publishes."""
     published = (".parquet", ".jsonl", ".jsonl.zst", ".jsonl.gz")
     return [str(p) for p in Path(root).rglob("*") if p.is_file() and not p.name.endswith(published)]
+
+
+class Load:
+    """`ingestctl load` in the background, with a journal of what was acknowledged."""
+
+    def __init__(self, server, key, name, *, rate=2000, batch=50, seconds=10, event_bytes=300):
+        self.journal = server.folder / f"journal-{name}.ndjson"
+        self.output = server.folder / f"load-{name}.json"
+        self.errors = server.folder / f"load-{name}.log"
+        command = server.ctl_command(
+            "load", "--rate", rate, "--batch", batch, "--event-bytes", event_bytes, "--duration", f"{seconds}s",
+            "--seed", 7, "--journal", self.journal, "--json",
+        )  # fmt: skip
+        with open(self.output, "wb") as output, open(self.errors, "wb") as errors:
+            self.process = subprocess.Popen(
+                command, env=server.ctl_environment(key), stdin=subprocess.DEVNULL, stdout=output, stderr=errors
+            )
+
+    def acknowledged(self):
+        """How many events were acknowledged so far."""
+        return self.journal.read_bytes().count(b"\n") if self.journal.exists() else 0
+
+    def finish(self, timeout=120):
+        """Waits for its end; what it reports."""
+        status = self.process.wait(timeout)
+        assert status == 0, f"ingestctl load ended with {status}: {self.errors.read_text()[-2000:]}"
+        return json.loads(self.output.read_text())
+
+    def stop(self):
+        """SIGTERM, this process and no other; what it acknowledged stays in its journal."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(20)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+
+def check_nothing_missing(server, acknowledged):
+    """Every acknowledged id is in the lake, and no offset is there twice: counted by DuckDB."""
+    assert acknowledged, "the journal is empty: the load acknowledged nothing"
+    found = lake_ids(server)
+    missing = acknowledged - {row[3] for row in found}
+    assert not missing, f"{len(missing)} of {len(acknowledged)} acknowledged events are missing, for instance {sorted(missing)[:3]}"
+    places = duckdb.sql(
+        "select count(*), count(distinct (log_id, log_partition, log_offset))"
+        f" from read_parquet('{server.lake}/events/**/*.parquet', union_by_name=true)"
+    ).fetchone()
+    assert places[0] == places[1], f"{places[0] - places[1]} rows have an offset that is in the lake already"
