@@ -9,7 +9,7 @@ PYTHON ?= python3
 VENV := .venv
 REQUIREMENTS := tests/e2e/requirements.txt
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
-# Taken by every build: `make run RUN_ARGUMENTS="--dev --listen 127.0.0.1:9000"`.
+# `make run RUN_ARGUMENTS="--dev --listen 127.0.0.1:9000"`
 RUN_ARGUMENTS ?= --dev
 # More for pytest: `make e2e E2E_ARGUMENTS="-k kill"`.
 E2E_ARGUMENTS ?=
@@ -19,8 +19,10 @@ E2E_ARGUMENTS ?=
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 18
 
+# The quick profile: it is built in a fraction of a release's time and shared with `make test`.
 run: build-needs ## Build and start `ingestd --dev` on this machine
-	$(CARGO) run --release --locked --bin ingestd -- $(RUN_ARGUMENTS)
+	$(CARGO) build --workspace --locked --bins
+	exec $(TARGET_DIR)/debug/ingestd $(RUN_ARGUMENTS)
 
 test: unit e2e ## All tests: the workspace's own, then the real programs end to end
 
