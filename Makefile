@@ -50,7 +50,7 @@ clippy: build-needs
 	$(CARGO) clippy --workspace --all-targets --locked -- --deny warnings
 
 doc: build-needs
-	RUSTDOCFLAGS="--deny warnings" $(CARGO) doc --workspace --no-deps --locked --document-private-items
+	RUSTDOCFLAGS="--deny warnings" $(CARGO) doc --workspace --no-deps --locked
 
 deny: ## Licences, banned crates and sources of dependencies
 	@if $(CARGO) deny --version >/dev/null 2>&1; then \

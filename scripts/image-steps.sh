@@ -104,7 +104,7 @@ import socket
 sockets = [socket.socket() for _ in range(2)]
 [s.bind(("127.0.0.1", 0)) for s in sockets]
 print(*[s.getsockname()[1] for s in sockets])')
-export TIDEGATE_LOG__DIR=$root${environment[TIDEGATE_LOG__DIR]}
+for name in "${!environment[@]}"; do export "$name=${environment[$name]}"; done
 arguments=()
 for argument in "${command[@]}"; do
   case "$argument" in

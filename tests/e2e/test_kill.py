@@ -17,10 +17,10 @@ CUTS_BETWEEN = min(KILLS, int(os.environ.get("KILLS_BETWEEN_INTENT_AND_CURSOR", 
 def intent_is_open(server):
     """True while an intent of the lake is durable and its cursor has not moved past it yet."""
     try:
-        state = json.loads((server.data / "sinks" / "lake-0.json").read_text())
+        state = json.loads((server.data / "sinks" / "lake-0.json").read_text())["state"]
     except FileNotFoundError:
         return False
-    return bool(state["intent"])
+    return state["intent"] is not None
 
 
 def kill_between_intent_and_cursor(server, patience):
