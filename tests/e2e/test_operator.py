@@ -55,7 +55,7 @@ def test_dead_letters_are_shown_and_accepted_once_their_schema_is_mended(make_se
 
     [letter] = server.ctl("dead-letters", "list")["dead_letters"]
     assert (letter["event_type"], letter["event_id"], letter["code"]) == ("order", "o1", "field_missing"), letter
-    shown = server.ctl("dead-letters", "show", f"{letter['partition']}:{letter['offset']}")
+    shown = server.ctl("dead-letters", "show", f"{letter['partition']}/{letter['offset']}")
     assert json.loads(shown["raw"])["note"] == "no amount"
     server.settle()
     assert list((server.lake / "dead_letters").glob("**/*.parquet")), "dead letters lie beside the lake's events"

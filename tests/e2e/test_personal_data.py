@@ -59,6 +59,22 @@ def test_secret_values_stand_nowhere_under_the_data_folder(make_server):
     assert answer.status == 200 and answer.json()["dead_lettered"] == len(bad), answer
     for value in CANARIES.values():
         assert value not in answer.body.decode(), "an answer does not say the value back"
+    # Broken in ways that leave the rule's field to be found all the same.
+    email, card, token = (json.dumps(CANARIES[name]) for name in ("email", "card", "token"))
+    odd = [
+        f'{{"event_type":"signup","email":{email},"email":{email}}}',
+        f'{{"event_type":"signup","em\\u0061il":{email},"visits":1.5}}',
+        f'{{"event_type":"signup","card":{card},"visits":"\\ud800"}}',
+        f'{{"event_type":"signup","token":{token},"event_time":"never"}}',
+        f'{{"event_type":"signup","token":{token},"event_id":7}}',
+        f'{{"event_type":"signup","card":{card},"email":{email}',
+    ]
+    answer = server.send("\n".join(odd).encode(), key, content_type="application/x-ndjson")
+    counts = answer.json()
+    assert answer.status == 200 and counts["dead_lettered"] == 5 and counts["rejected"] == 1, answer
+    cloud = {"specversion": "1.0", "id": "c1", "source": "/s", "type": "signup", "data": {"visits": "x", **CANARIES}}
+    answer = server.send(cloud, key, content_type="application/cloudevents+json")
+    assert answer.status == 200 and answer.json()["dead_lettered"] == 1, answer
     server.settle()
 
     [row] = server.rows("signup")
