@@ -26,7 +26,7 @@ def test_sigterm_under_load_drains_and_loses_nothing(make_server):
     key = server.add_tenant()
     load = Load(server, key, "term", rate=4000, batch=50, seconds=30)
     try:
-        wait_until("load is acknowledged", lambda: load.acknowledged() > 2000, timeout=30)
+        wait_until("load is acknowledged", lambda: server.offsets_given() > 2000, timeout=30)
         assert server.stop(timeout=40) == 0, f"a drained server exits with 0:\n{server.logs()[-3000:]}"
     finally:
         load.stop()
