@@ -1,0 +1,88 @@
+# All that CI does is one of these targets. `make` alone lists them.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+CARGO ?= cargo
+PYTHON ?= python3
+VENV := .venv
+REQUIREMENTS := tests/e2e/requirements.txt
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+# `make run RUN_ARGUMENTS="--dev --listen 127.0.0.1:9000"`
+RUN_ARGUMENTS ?= --dev
+# More for pytest: `make e2e E2E_ARGUMENTS="-k kill"`.
+E2E_ARGUMENTS ?=
+
+.PHONY: help run test unit e2e venv lint fmt clippy doc deny deny-install bench bench-criterion bench-e2e dist image image-steps build-needs test-needs
+
+help: ## List the targets
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 18
+
+# The quick profile: it is built in a fraction of a release's time and shared with `make test`.
+run: build-needs ## Build and start `ingestd --dev` on this machine
+	$(CARGO) build --workspace --locked --bins
+	exec $(TARGET_DIR)/debug/ingestd $(RUN_ARGUMENTS)
+
+test: unit e2e ## All tests: the workspace's own, then the real programs end to end
+
+unit: build-needs ## The workspace's own tests
+	$(CARGO) test --workspace --locked
+
+e2e: build-needs venv ## The real programs, with other people's clients and readers
+	$(CARGO) build --workspace --locked --bins
+	cd tests/e2e && ../../$(VENV)/bin/python -m pytest $(E2E_ARGUMENTS)
+
+venv: test-needs $(VENV)/.made ## Python's side of the tests, pinned, in .venv
+
+$(VENV)/.made: $(REQUIREMENTS)
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --requirement $(REQUIREMENTS)
+	touch $@
+
+lint: fmt clippy doc deny ## Formatting, clippy, documentation, dependency policy
+
+fmt:
+	$(CARGO) fmt --all --check
+
+clippy: build-needs
+	$(CARGO) clippy --workspace --all-targets --locked -- --deny warnings
+
+doc: build-needs
+	RUSTDOCFLAGS="--deny warnings" $(CARGO) doc --workspace --no-deps --locked
+
+deny: ## Licences, banned crates and sources of dependencies
+	@if $(CARGO) deny --version >/dev/null 2>&1; then \
+		$(CARGO) fetch --locked --quiet && $(CARGO) deny --offline check bans licenses sources; \
+	else \
+		echo "SKIPPED: make deny: cargo-deny is not installed (make deny-install)"; \
+	fi
+
+deny-install: build-needs ## Install cargo-deny, about four CPU minutes
+	@$(CARGO) deny --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-deny@0.20.2
+
+bench: bench-criterion bench-e2e ## The hot pieces, then the whole pipeline
+
+bench-criterion: build-needs
+	$(CARGO) bench --workspace --locked
+
+bench-e2e: build-needs venv ## `ingestctl load` against a release `ingestd`
+	$(CARGO) build --release --locked --bins
+	$(VENV)/bin/python bench/run.py
+
+dist: build-needs ## The release archive for this platform
+	$(CARGO) build --release --locked --bins
+	scripts/dist.sh
+
+image: ## The container image, where an engine runs
+	docker build --file deploy/Dockerfile --tag tidegate:$$(scripts/version.sh) .
+
+image-steps: ## The Dockerfile's steps in a temporary folder, without an engine
+	scripts/image-steps.sh
+
+build-needs:
+	@scripts/need.sh build
+
+test-needs:
+	@scripts/need.sh test

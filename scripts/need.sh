@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Makes sure that what a target needs is here: `need.sh build`, `need.sh test`. On Debian it installs what is missing.
+set -euo pipefail
+
+packages=()
+want() { # want COMMAND PACKAGE
+  command -v "$1" >/dev/null 2>&1 || packages+=("$2")
+}
+
+case "${1:?build or test}" in
+  build)
+    want cc build-essential # zstd, ring and zlib are C
+    ;;
+  test)
+    want curl curl
+    want openssl openssl
+    want python3 python3
+    python3 -c 'import venv, ensurepip' >/dev/null 2>&1 || packages+=(python3-venv)
+    ;;
+  *)
+    echo "need.sh: build or test, not $1" >&2
+    exit 2
+    ;;
+esac
+
+if [ "${1}" = build ] && ! command -v cargo >/dev/null 2>&1; then
+  echo "cargo is missing: install Rust first (rustup; rust-toolchain.toml names the version)" >&2
+  exit 1
+fi
+[ ${#packages[@]} -eq 0 ] && exit 0
+
+if ! command -v apt-get >/dev/null 2>&1; then
+  echo "missing, and there is no apt-get to install it with: ${packages[*]}" >&2
+  exit 1
+fi
+as_root=()
+if [ "$(id -u)" -ne 0 ]; then
+  command -v sudo >/dev/null 2>&1 || { echo "missing, and only root may install it: ${packages[*]}" >&2; exit 1; }
+  as_root=(sudo)
+fi
+echo "installing ${packages[*]}"
+"${as_root[@]}" apt-get update -qq
+"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null
