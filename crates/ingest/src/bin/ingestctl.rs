@@ -1,2 +1,10 @@
 //! `ingestctl`: the operators' command.
-fn main() {}
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use tidegate_ingest::ctl::{self, Cli};
+
+fn main() -> ExitCode {
+    ctl::main(Cli::parse())
+}

@@ -1,0 +1,239 @@
+//! `ingestctl status`: is the server well, and if not, why.
+
+use std::time::Duration;
+
+use clap::Args;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{
+    Context,
+    admin::{self, Admin},
+    fault::{Fault, Verdict},
+    human,
+    offsets::Offsets,
+    out::Tone,
+    table::Table,
+};
+use crate::config::Span;
+
+const PATH: &str = "/api/v1/status";
+const OFFSETS: &str = "/api/v1/offsets";
+const BAR_WIDTH: usize = 20;
+
+/// Tell whether the server is well: stages, offsets, sinks, freshness
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Exit status 0 if the server would accept an event now, 1 if not, 3 if it cannot be reached.
+
+  HELD       how full a stage is, of the bytes it may hold
+  DRAIN      what it passes on, measured
+  LAG        events accepted that a sink has not made visible yet
+  FRESHNESS  the age of the oldest of those
+
+Examples:
+  ingestctl status
+  ingestctl status --watch --every 5s
+  ingestctl status --json | jq '.sinks[] | {name, lag_events}'")]
+pub struct StatusArgs {
+    /// Show it again and again until interrupted
+    #[arg(long, short)]
+    watch: bool,
+    /// How often, with --watch
+    #[arg(long, value_name = "SPAN", default_value = "2s", requires = "watch")]
+    every: Span,
+}
+
+/// What the server answers. Fields a server leaves out read as nothing.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Status {
+    ready: bool,
+    reasons: Vec<String>,
+    version: Option<String>,
+    generation: Option<u64>,
+    uptime_seconds: Option<f64>,
+    stages: Vec<Stage>,
+    sinks: Vec<Sink>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Stage {
+    name: String,
+    bound_bytes: u64,
+    held_bytes: u64,
+    drain_bytes_per_second: Option<f64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Sink {
+    name: String,
+    lag_events: u64,
+    freshness_seconds: f64,
+    backlog_bytes: Option<u64>,
+    quarantined_events: u64,
+    error: Option<String>,
+    held_lanes: Vec<Lane>,
+}
+
+/// A lane that waits alone.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Lane {
+    tenant: String,
+    event_type: String,
+    reason: String,
+    events: Option<u64>,
+    bytes: Option<u64>,
+}
+
+/// Asks and shows, once or until interrupted.
+///
+/// # Errors
+/// [`Fault::Failed`] where the server cannot be reached; with `--watch` that is shown instead.
+pub async fn run(args: &StatusArgs, context: &Context) -> Result<Verdict, Fault> {
+    let admin = context.admin()?;
+    if !args.watch {
+        let (document, offsets) = ask(&admin).await?;
+        if context.out.json {
+            context.out.document(&document)?;
+        } else {
+            context.out.line(&page(context, &document, &offsets)?)?;
+        }
+        return Ok(Verdict::when(document.get("ready") == Some(&Value::Bool(true))));
+    }
+    let every = args.every.0.max(Duration::from_millis(100));
+    loop {
+        match ask(&admin).await {
+            Ok((document, _)) if context.out.json => context.out.document(&document)?,
+            Ok((document, offsets)) => {
+                let page = page(context, &document, &offsets)?;
+                context.out.screen(&format!("{}\n\n{page}\n", admin.shown()))?;
+            }
+            Err(fault) if context.out.json => return Err(fault),
+            // Watched while it restarts: said, and tried again.
+            Err(fault) => {
+                let text = context.out.paint(Tone::Bad, &fault.to_string());
+                context.out.screen(&format!("{}\n\n{text}\n", admin.shown()))?;
+            }
+        }
+        tokio::time::sleep(every).await;
+    }
+}
+
+async fn ask(admin: &Admin) -> Result<(Value, Value), Fault> {
+    Ok((admin.get(PATH).await?, admin.get(OFFSETS).await?))
+}
+
+fn page(context: &Context, document: &Value, offsets: &Value) -> Result<String, Fault> {
+    let status: Status = admin::shape(PATH, document)?;
+    let offsets: Offsets = admin::shape(OFFSETS, offsets)?;
+    let mut lines = headline(context, &status);
+    let mut section = |table: Table| {
+        lines.push(String::new());
+        for (i, line) in table.lines().into_iter().enumerate() {
+            lines.push(if i == 0 { context.out.paint(Tone::Strong, &line) } else { line });
+        }
+    };
+    section(stages(&status));
+    section(offsets.table());
+    section(sinks(&status));
+    lines.extend(troubles(context, &status));
+    Ok(lines.join("\n"))
+}
+
+fn headline(context: &Context, status: &Status) -> Vec<String> {
+    let mut facts = Vec::new();
+    facts.extend(status.version.as_ref().map(|v| format!("version {}", human::safe(v))));
+    facts.extend(status.generation.map(|g| format!("configuration {g}")));
+    facts.extend(status.uptime_seconds.map(|s| format!("up {}", human::seconds(s))));
+    let facts = if facts.is_empty() { String::new() } else { format!("   {}", facts.join(", ")) };
+    if status.ready {
+        return vec![format!("{}{facts}", context.out.paint(Tone::Good, "READY"))];
+    }
+    let mut lines = vec![format!("{}{facts}", context.out.paint(Tone::Bad, "NOT READY"))];
+    if status.reasons.is_empty() {
+        lines.push("  the server gives no reason".to_owned());
+    }
+    lines.extend(status.reasons.iter().map(|r| format!("  {}", human::safe(r))));
+    lines
+}
+
+fn stages(status: &Status) -> Table {
+    let mut table = Table::new(&["STAGE", "HELD", ">BYTES", ">BOUND", ">DRAIN"]);
+    for stage in &status.stages {
+        let bound = stage.bound_bytes;
+        table.row(vec![
+            human::safe(&stage.name),
+            human::bar(stage.held_bytes, bound, BAR_WIDTH),
+            human::bytes(stage.held_bytes),
+            if bound == 0 { "-".to_owned() } else { human::bytes(bound) },
+            stage.drain_bytes_per_second.map_or("-".to_owned(), rate),
+        ]);
+    }
+    table
+}
+
+fn rate(per_second: f64) -> String {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a float cast saturates, and this is for people"
+    )]
+    let whole = per_second.max(0.0) as u64;
+    format!("{}/s", human::bytes(whole))
+}
+
+fn sinks(status: &Status) -> Table {
+    let mut table = Table::new(&["SINK", ">LAG", ">FRESHNESS", ">BACKLOG", "STATE"]);
+    for sink in &status.sinks {
+        let state = match (&sink.error, sink.held_lanes.len(), sink.quarantined_events) {
+            (Some(_), _, _) => "failing".to_owned(),
+            (None, 0, 0) => "ok".to_owned(),
+            (None, 0, n) => format!("{} quarantined", human::count(n)),
+            (None, lanes, _) => {
+                format!("{} held", human::things(lanes as u64, "lane", "lanes"))
+            }
+        };
+        table.row(vec![
+            human::safe(&sink.name),
+            human::things(sink.lag_events, "event", "events"),
+            human::seconds(sink.freshness_seconds),
+            sink.backlog_bytes.map_or("-".to_owned(), human::bytes),
+            state,
+        ]);
+    }
+    table
+}
+
+/// What a person must look at, said in words.
+fn troubles(context: &Context, status: &Status) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut say = |tone, text: String| lines.push(context.out.paint(tone, &text));
+    for sink in &status.sinks {
+        let name = human::safe(&sink.name);
+        if let Some(error) = &sink.error {
+            say(Tone::Bad, format!("{name}: {}", human::safe(error)));
+        }
+        if sink.quarantined_events > 0 {
+            let n = human::things(sink.quarantined_events, "event is", "events are");
+            say(Tone::Bad, format!("{name}: {n} quarantined"));
+        }
+        for lane in &sink.held_lanes {
+            let mut held = Vec::new();
+            held.extend(lane.events.map(|n| human::things(n, "event", "events")));
+            held.extend(lane.bytes.map(human::bytes));
+            let held =
+                if held.is_empty() { String::new() } else { format!(" ({})", held.join(", ")) };
+            let (tenant, kind) = (human::safe(&lane.tenant), human::safe(&lane.event_type));
+            let reason = human::safe(&lane.reason);
+            say(Tone::Warning, format!("{name}: {tenant}/{kind} is held{held}: {reason}"));
+        }
+    }
+    if !lines.is_empty() {
+        lines.insert(0, String::new());
+    }
+    lines
+}
