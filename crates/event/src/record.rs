@@ -83,6 +83,8 @@ pub struct EncodedBatch {
     pub count: u32,
     /// True where at least one event brought an id of its own.
     pub has_client_ids: bool,
+    /// True where known ids must not be dropped: a re-drive. False as it comes from the encoder.
+    pub bypass_dedup: bool,
     /// How many of each type.
     pub tallies: Vec<TypeTally>,
     /// The bytes.
@@ -107,7 +109,7 @@ impl BatchEncoder {
     #[must_use]
     pub fn new(
         tenant: TenantId,
-        protocol: &'static str,
+        protocol: &str,
         received_at: ReceivedAt,
         base_id: [u8; 16],
         capacity: usize,
@@ -214,6 +216,7 @@ impl BatchEncoder {
             received_at: self.received_at,
             count: self.count,
             has_client_ids: self.has_client_ids,
+            bypass_dedup: false,
             tallies: self.types.into_iter().map(|(_, tally)| tally).collect(),
             body: self.body.into(),
         }
@@ -369,7 +372,7 @@ impl<'a> BatchView<'a> {
     /// [`DecodeError`] when a record or a name cannot be read.
     pub fn without(
         &self,
-        protocol: &'static str,
+        protocol: &str,
         mut drop: impl FnMut(u32) -> bool,
     ) -> Result<EncodedBatch, DecodeError> {
         let tenant = TenantId::new(self.tenant).map_err(|_| DecodeError("no tenant's name"))?;

@@ -87,7 +87,41 @@ pub trait Storage: Send + Sync {
     /// # Errors
     /// As `fsync(2)`.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+    /// Takes the exclusive lock on the file at `path` (made if need be), held until the guard is
+    /// dropped; `None` where another holds it. On the real file system unless a fake says otherwise.
+    ///
+    /// # Errors
+    /// As `open(2)` and `flock(2)`.
+    fn lock(&self, path: &Path) -> io::Result<Option<LockGuard>> {
+        let file = fs::File::options().create(true).truncate(false).write(true).open(path)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(LockGuard(Some(file)))),
+            Err(fs::TryLockError::WouldBlock) => Ok(None),
+            Err(fs::TryLockError::Error(error)) => Err(error),
+        }
+    }
 }
+
+/// Holds a lock until it is dropped.
+#[derive(Debug)]
+pub struct LockGuard(Option<fs::File>);
+
+impl LockGuard {
+    /// The guard of a lock that only a fake knows of.
+    #[must_use]
+    pub fn fake() -> Self {
+        Self(None)
+    }
+
+    /// True where the lock is the operating system's.
+    #[must_use]
+    pub fn is_real(&self) -> bool {
+        self.0.is_some()
+    }
+}
+
+/// How many buffers one vectored write takes at most (Linux' `IOV_MAX`).
+const VECTORED_MAX: usize = 1024;
 
 /// Writes all of `buffers` at `offset`.
 ///
@@ -100,7 +134,8 @@ pub fn write_all_at(
 ) -> io::Result<()> {
     io::IoSlice::advance_slices(&mut buffers, 0);
     while !buffers.is_empty() {
-        match file.write_vectored_at(buffers, offset) {
+        let some = buffers.get(..VECTORED_MAX).unwrap_or(buffers);
+        match file.write_vectored_at(some, offset) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(n) => {
                 offset += n as u64;

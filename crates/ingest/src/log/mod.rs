@@ -1,10 +1,46 @@
 //! The durable log: partitions of checksummed, chained frames in segment files.
+//!
+//! | file | what for |
+//! | --- | --- |
+//! | `folder` | what opening does: the lock, the id, each partition |
+//! | `recover` | what is left of a partition after a crash, and what becomes of it |
+//! | `append` | the one writer of a partition: groups of frames, segments, retention |
+//! | `reader` | reads frame by frame, verified, never past what is durable |
+//! | `handle` | what everybody may know: extent, holds, waiting for more |
+//! | `walk` | the frames of one file, and the next whole one behind damage |
+//! | `frame`, `segment` | the bytes (docs/log-format.md) |
+//!
+//! A group is written, synced once, and only then visible. A failed write seals the segment at its
+//! last durable frame and the next group begins a new one; after a failed sync nothing is written any
+//! more. What survives a crash: every frame whose append returned. The log knows bytes, offsets and
+//! counts, nothing of tenants or JSON.
+
+mod append;
+mod folder;
+mod frame;
+mod handle;
+mod reader;
+mod recover;
+mod segment;
+mod walk;
+
+#[cfg(test)]
+pub(crate) mod faulty;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Size, Span};
+
+pub use append::{AppendFault, Log};
+pub use folder::{OpenError, Opened, open};
+pub use frame::{BODY_BYTES_MAX, FRAME_HEADER_BYTES, FrameBody, FrameError};
+pub use handle::{Hold, LogHandle};
+pub use reader::{Entry, Frame, LogReader, ReadError};
+pub use recover::Recovery;
 
 /// `[log]`
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]

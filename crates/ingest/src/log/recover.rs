@@ -1,0 +1,516 @@
+//! What is left of a partition after a crash, and what becomes of it: trusts only what it verifies.
+
+use std::{
+    collections::VecDeque,
+    fmt, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use rand::Rng;
+use tidegate_event::{Offset, OffsetRange, Partition, ReceivedAt};
+
+use super::{
+    Log, OpenError,
+    append::Active,
+    folder::{Place as Folder, at},
+    handle::{Segment, Shared, State},
+    segment::{self, FRAMES_AT, Fault, Previous, SegmentHeader},
+    walk::{OnReadError, Place, READ_BYTES, Step, Walker},
+};
+use crate::{
+    metrics,
+    storage::{self, Storage, StorageFile, write_all_at},
+};
+
+/// What opening a partition found and did. `Display` says it to people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recovery {
+    /// Which partition.
+    pub partition: Partition,
+    /// True where the last stop was clean and nothing had to be mended.
+    pub clean: bool,
+    /// The first offset that is left.
+    pub earliest: Offset,
+    /// The next offset to be given.
+    pub latest: Offset,
+    /// Bytes cut off behind the last whole frame: written, never acknowledged.
+    pub torn_bytes: u64,
+    /// Offsets that were durable and are damaged now.
+    pub quarantined: Vec<OffsetRange>,
+    /// What else was mended, one sentence each.
+    pub notes: Vec<String>,
+}
+
+impl fmt::Display for Recovery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verb = if self.clean { "opened" } else { "recovered" };
+        let events = grouped(self.latest.since(self.earliest));
+        write!(
+            f,
+            "{verb} partition {}: {events} events to offset {}",
+            self.partition, self.latest
+        )?;
+        if self.torn_bytes > 0 {
+            write!(f, ", 1 torn tail cut ({} bytes)", grouped(self.torn_bytes))?;
+        }
+        for range in &self.quarantined {
+            write!(f, ", {} events damaged at {range}", grouped(range.count()))?;
+        }
+        self.notes.iter().try_for_each(|note| write!(f, "; {note}"))
+    }
+}
+
+fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let mut text = String::with_capacity(digits.len() * 4 / 3);
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// The mark of a clean stop: where the log ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Mark {
+    pub base: u64,
+    pub bytes: u64,
+    pub latest: u64,
+}
+
+impl Mark {
+    const NAME: &str = "clean";
+
+    fn text(self) -> String {
+        let facts = format!("{} {} {}", self.base, self.bytes, self.latest);
+        format!("{facts} {:08x}\n", crc32c::crc32c(facts.as_bytes()))
+    }
+
+    pub fn write(self, storage: &dyn Storage, dir: &Path) -> io::Result<()> {
+        storage::replace(storage, &dir.join(Self::NAME), self.text().as_bytes())
+    }
+
+    pub fn remove(storage: &dyn Storage, dir: &Path) -> io::Result<()> {
+        match storage.remove(&dir.join(Self::NAME)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        }
+    }
+
+    fn parse(text: &[u8]) -> Option<Self> {
+        let mut words = std::str::from_utf8(text).ok()?.split_ascii_whitespace();
+        let mut number = || words.next()?.parse().ok();
+        let mark = Self { base: number()?, bytes: number()?, latest: number()? };
+        (mark.text().as_bytes() == text).then_some(mark)
+    }
+}
+
+/// A segment as its name and head tell of it.
+struct Listed {
+    base: u64,
+    path: PathBuf,
+    file: Arc<dyn StorageFile>,
+    bytes: u64,
+    header: Option<SegmentHeader>,
+}
+
+struct Listing {
+    segments: Vec<Listed>,
+    mark: Option<Mark>,
+    marked: bool,
+    notes: Vec<String>,
+}
+
+pub(super) fn open_partition(
+    folder: &Folder,
+    partition: Partition,
+) -> Result<(Log, Recovery), OpenError> {
+    let dir = folder.partition_dir(partition);
+    let mut listing = list(folder, &dir, partition)?;
+    check_links(&dir, &mut listing)?;
+    let key = find_key(&listing)?;
+    let seed = segment::seed(&folder.log_id, &key, partition.0);
+    let mut notes = std::mem::take(&mut listing.notes);
+    let mut segments = sealed(&listing.segments);
+    let Some(last) = listing.segments.pop() else {
+        let state = State::default();
+        let recovery = Recovery {
+            partition,
+            clean: true,
+            earliest: Offset(0),
+            latest: Offset(0),
+            torn_bytes: 0,
+            quarantined: Vec::new(),
+            notes,
+        };
+        return Ok((
+            log(folder, partition, dir, (seed, key), state, Tail::empty(listing.marked)),
+            recovery,
+        ));
+    };
+    let mark = listing.mark.filter(|m| m.base >= last.base);
+    if let Some(mark) = mark.filter(|m| m.base > last.base) {
+        return Err(OpenError::Missing { path: segment::path(&dir, mark.base) });
+    }
+    let trusted = mark.is_some_and(|m| m.bytes == last.bytes) && last.header.is_some();
+    if !trusted {
+        // The cache may hold what the disk does not: sync it or refuse, then look at the disk.
+        last.file.sync_data().map_err(at(&last.path))?;
+        last.file.drop_cache().map_err(at(&last.path))?;
+    }
+    let found = scan(&last, seed, mark.map_or(last.base, |m| m.latest)).map_err(at(&last.path))?;
+    let whole = trusted && found.is_whole;
+    let header = last.header.unwrap_or(SegmentHeader {
+        log_id: folder.log_id,
+        key,
+        partition: partition.0,
+        epoch: found.epoch,
+        base: last.base,
+        created_at: found.newest,
+        previous: segments.back().map(|s| Previous { base: s.base, bytes: s.bytes }),
+        chain: found.chain_before,
+    });
+    let file = if whole {
+        Arc::clone(&last.file)
+    } else {
+        renew(&*folder.storage, &dir, &last, &header, found.end)?
+    };
+    if last.header.is_none() {
+        notes.push(format!("the head of {} was made anew", last.path.display()));
+    }
+    segments.push_back(Segment {
+        base: last.base,
+        bytes: found.end,
+        chain: Some(header.chain),
+        newest: found.newest,
+        index: found.index.clone(),
+    });
+    let state = State::new(segments, found.next);
+    let recovery = Recovery {
+        partition,
+        clean: whole && found.quarantined.is_empty(),
+        earliest: Offset(state.earliest),
+        latest: Offset(found.next),
+        torn_bytes: found.torn_bytes,
+        quarantined: found.quarantined.clone(),
+        notes,
+    };
+    let tail = Tail::of(&header, &found, file, listing.marked);
+    let log = log(folder, partition, dir, (seed, key), state, tail);
+    found.quarantined.iter().for_each(|range| log.shared.quarantine(*range));
+    if found.torn_bytes > 0 {
+        metrics::log_torn_tails(&log.shared.label, 1);
+    }
+    Ok((log, recovery))
+}
+
+/// What the log needs to go on where the last segment ends.
+struct Tail {
+    epoch: u32,
+    chain: u32,
+    active: Option<Active>,
+    previous: Option<Previous>,
+    marked: bool,
+}
+
+impl Tail {
+    fn empty(marked: bool) -> Self {
+        Self { epoch: 1, chain: 0, active: None, previous: None, marked }
+    }
+
+    fn of(header: &SegmentHeader, found: &Scan, file: Arc<dyn StorageFile>, marked: bool) -> Self {
+        let (base, position, chain_before) = (header.base, found.end, header.chain);
+        // Where the last frame is damaged nothing can be chained to it: a new segment begins.
+        let active = found.chain.map(|_| Active { file, base, chain_before, position });
+        let previous = match active {
+            Some(_) => header.previous,
+            None => Some(Previous { base, bytes: position }),
+        };
+        let (epoch, chain) = (found.epoch.saturating_add(1), found.chain.unwrap_or(0));
+        Self { epoch, chain, active, previous, marked }
+    }
+}
+
+fn log(
+    folder: &Folder,
+    partition: Partition,
+    dir: PathBuf,
+    secrets: (u32, [u8; 16]),
+    state: State,
+    tail: Tail,
+) -> Log {
+    let log_id = String::from_utf8_lossy(&folder.log_id).into_owned();
+    let next = state.latest;
+    let storage = Arc::clone(&folder.storage);
+    Log {
+        shared: Arc::new(Shared::new(log_id, partition, dir, secrets, storage, state)),
+        clock: Arc::clone(&folder.clock),
+        limits: folder.limits,
+        log_id: folder.log_id,
+        epoch: tail.epoch,
+        next,
+        chain: tail.chain,
+        active: tail.active,
+        previous: tail.previous,
+        marked_clean: tail.marked,
+        poisoned: false,
+        _lock: Arc::clone(&folder.lock),
+    }
+}
+
+/// Reads the names and the heads. Leftovers of a segment that was being made are removed, what is not
+/// the log's own is refused.
+fn list(folder: &Folder, dir: &Path, partition: Partition) -> Result<Listing, OpenError> {
+    let storage = &*folder.storage;
+    let mut listing =
+        Listing { segments: Vec::new(), mark: None, marked: false, notes: Vec::new() };
+    for name in storage.list(dir).map_err(at(dir))? {
+        let path = dir.join(&name);
+        if let Some(base) = segment::parse_name(&name) {
+            listing.segments.push(listed(folder, path, base, partition, &mut listing.notes)?);
+            continue;
+        }
+        match name.as_str() {
+            "clean" => {
+                let text = storage.read(&path).map_err(at(&path))?;
+                (listing.mark, listing.marked) = (Mark::parse(&text), true);
+            }
+            "ledger.json" => {}
+            "clean.new" | "ledger.json.new" => storage.remove(&path).map_err(at(&path))?,
+            _ if name.strip_suffix(".new").is_some_and(|n| segment::parse_name(n).is_some()) => {
+                storage.remove(&path).map_err(at(&path))?;
+                listing.notes.push(format!("the half made {name} was removed"));
+            }
+            _ => {
+                let why = "not a part of the log; move it elsewhere".to_owned();
+                return Err(OpenError::Foreign { path, why });
+            }
+        }
+    }
+    Ok(listing)
+}
+
+fn listed(
+    folder: &Folder,
+    path: PathBuf,
+    base: u64,
+    partition: Partition,
+    notes: &mut Vec<String>,
+) -> Result<Listed, OpenError> {
+    let file = folder.storage.open(&path).map_err(at(&path))?;
+    let bytes = file.size().map_err(at(&path))?;
+    let mut head = vec![0; FRAMES_AT as usize];
+    let read = read_full(&*file, &mut head, 0).map_err(at(&path))?;
+    head.truncate(read);
+    let decoded = SegmentHeader::decode(&head);
+    if let Some((header, whole)) = decoded {
+        let why = if header.log_id != folder.log_id {
+            let id = String::from_utf8_lossy(&header.log_id);
+            format!("a segment of another log ({id}); move it elsewhere")
+        } else if header.partition != partition.0 {
+            format!("a segment of partition {}; move it there", header.partition)
+        } else if header.base != base {
+            format!("a segment under a wrong name; its own is {:020}.seg", header.base)
+        } else {
+            String::new()
+        };
+        if !why.is_empty() {
+            return Err(OpenError::Foreign { path, why });
+        }
+        if !whole {
+            notes.push(format!("one copy of the head of {} is damaged", path.display()));
+        }
+    } else {
+        notes.push(format!("the head of {} is damaged", path.display()));
+        tracing::error!(path = %path.display(), "the head of a segment is damaged");
+    }
+    Ok(Listed { base, path, file, bytes, header: decoded.map(|(header, _)| header) })
+}
+
+/// Each segment's head names the one before it and how long that is.
+fn check_links(dir: &Path, listing: &mut Listing) -> Result<(), OpenError> {
+    let Listing { segments, notes, .. } = listing;
+    let mut before: Option<&mut Listed> = None;
+    for segment in segments {
+        if let (Some(before), Some(previous)) =
+            (&mut before, segment.header.and_then(|h| h.previous))
+        {
+            if before.base != previous.base {
+                let (missing, extra) = (previous.base, before.base);
+                if missing > extra {
+                    return Err(OpenError::Missing { path: segment::path(dir, missing) });
+                }
+                let why = format!(
+                    "the log goes from {missing:020}.seg to {:020}.seg without it; move it elsewhere",
+                    segment.base
+                );
+                return Err(OpenError::Foreign { path: before.path.clone(), why });
+            }
+            if before.bytes < previous.bytes {
+                let lost = previous.bytes - before.bytes;
+                notes.push(format!("{} is {lost} bytes too short", before.path.display()));
+                tracing::error!(path = %before.path.display(), bytes = lost, "a segment is too short");
+            }
+            before.bytes = before.bytes.min(previous.bytes);
+        }
+        before = Some(segment);
+    }
+    Ok(())
+}
+
+/// The partition's key, from any head. A new one where there are no frames to lose.
+fn find_key(listing: &Listing) -> Result<[u8; 16], OpenError> {
+    if let Some(header) = listing.segments.iter().rev().find_map(|s| s.header) {
+        return Ok(header.key);
+    }
+    match listing.segments.iter().find(|s| s.bytes > FRAMES_AT) {
+        Some(segment) => Err(OpenError::Foreign {
+            path: segment.path.clone(),
+            why: "both copies of its head are damaged and there is no other segment to learn the log's key from; restore it, or put an empty file in its place to give up its events".to_owned(),
+        }),
+        None => Ok(rand::rng().random()),
+    }
+}
+
+/// All but the last segment: believed by name and head, verified by whoever reads them.
+fn sealed(listed: &[Listed]) -> VecDeque<Segment> {
+    let next = listed.iter().skip(1);
+    let segment = |(s, next): (&Listed, &Listed)| Segment {
+        base: s.base,
+        bytes: s.bytes.max(FRAMES_AT),
+        chain: s.header.map(|h| h.chain),
+        newest: next.header.map_or(ReceivedAt(i64::MAX), |h| h.created_at),
+        index: Vec::new(),
+    };
+    listed.iter().zip(next).map(segment).collect()
+}
+
+/// What the last segment holds.
+#[derive(Debug)]
+struct Scan {
+    /// Bytes up to the end of what is kept.
+    end: u64,
+    next: u64,
+    /// The checksum the next frame carries; `None` where what is kept ends in damage.
+    chain: Option<u32>,
+    /// What the first frame carries.
+    chain_before: u32,
+    epoch: u32,
+    newest: ReceivedAt,
+    index: Vec<(u64, u64)>,
+    quarantined: Vec<OffsetRange>,
+    torn_bytes: u64,
+    /// True where every byte of the file belongs to a whole frame.
+    is_whole: bool,
+}
+
+/// Verifies the last segment frame by frame. Damage before `durable`, or before what a later whole
+/// frame says was durable, is set aside; from the first damage behind that on, all is a torn tail.
+fn scan(last: &Listed, seed: u32, durable: u64) -> io::Result<Scan> {
+    let mut walker = Walker::new(Arc::clone(&last.file), seed, OnReadError::Fail);
+    walker.limit = last.bytes;
+    let chain = last.header.map(|h| h.chain);
+    let mut place = Place { position: FRAMES_AT, offset: last.base, chain };
+    let mut segment = Segment {
+        base: last.base,
+        bytes: 0,
+        chain,
+        newest: last.header.map_or(ReceivedAt(i64::MIN), |h| h.created_at),
+        index: Vec::new(),
+    };
+    let mut durable = durable;
+    let mut epoch = last.header.map_or(0, |h| h.epoch);
+    let mut damage: Vec<(Place, u64)> = Vec::new();
+    let mut chain_before = chain;
+    let stopped = loop {
+        let before = place;
+        match walker.step(&mut place, 0)? {
+            Step::Frame(found) => {
+                durable = durable.max(found.header.durable);
+                chain_before = chain_before.or(Some(found.header.previous_crc));
+                epoch = epoch.max(found.header.epoch);
+                segment.newest = segment.newest.max(found.header.received_at);
+                segment.note(found.header.base, found.position);
+            }
+            Step::Damaged(range) => damage.push((before, range.to().0)),
+            Step::Tail => break before,
+        }
+    };
+    if stopped.offset < durable {
+        damage.push((stopped, durable));
+    }
+    let torn = damage.iter().find(|(at, _)| at.offset >= durable).map(|(at, _)| *at);
+    let lost = damage.iter().filter(|(at, _)| at.offset < durable);
+    let quarantined: Vec<_> =
+        lost.filter_map(|(at, to)| OffsetRange::new(Offset(at.offset), Offset(*to))).collect();
+    let kept = torn.unwrap_or(stopped);
+    let (end, next) = (kept.position.min(last.bytes).max(FRAMES_AT), kept.offset.max(durable));
+    segment.index.retain(|(offset, _)| *offset < next);
+    // Behind lost offsets, or a frame that is not all there, nothing can be chained.
+    let broken = kept.offset < next || kept.position > last.bytes;
+    let chain_before = chain_before.unwrap_or(0);
+    Ok(Scan {
+        end,
+        next,
+        chain: (!broken).then(|| kept.chain.unwrap_or(chain_before)),
+        chain_before,
+        epoch,
+        newest: segment.newest,
+        index: segment.index,
+        torn_bytes: if kept.offset < next { 0 } else { last.bytes.saturating_sub(end) },
+        is_whole: damage.is_empty() && end == last.bytes,
+        quarantined,
+    })
+}
+
+/// Writes what survived of the last segment anew, under the same name: the old file's pages may be in
+/// memory only. Until the rename the old one is untouched, so a crash here is recovered the same way.
+fn renew(
+    storage: &dyn Storage,
+    dir: &Path,
+    last: &Listed,
+    header: &SegmentHeader,
+    end: u64,
+) -> Result<Arc<dyn StorageFile>, OpenError> {
+    let copied = segment::install(storage, dir, header, |copy| {
+        copy_frames(&*last.file, copy, end)?;
+        Ok(end)
+    });
+    match copied {
+        Ok((file, _)) => Ok(file),
+        Err(Fault::Write(error) | Fault::Sync(error)) => Err(at(&last.path)(error)),
+    }
+}
+
+fn copy_frames(from: &dyn StorageFile, to: &dyn StorageFile, end: u64) -> io::Result<()> {
+    let mut buffer = vec![0; READ_BYTES];
+    let mut position = FRAMES_AT;
+    while position < end {
+        let want = usize::try_from(end - position).unwrap_or(usize::MAX).min(READ_BYTES);
+        let part = buffer.get_mut(..want).unwrap_or_default();
+        let read = read_full(from, part, position)?;
+        if read == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let part = part.get(..read).unwrap_or_default();
+        write_all_at(to, &mut [io::IoSlice::new(part)], position)?;
+        position += read as u64;
+    }
+    Ok(())
+}
+
+fn read_full(file: &dyn StorageFile, buffer: &mut [u8], at: u64) -> io::Result<usize> {
+    let mut filled = 0;
+    while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        match file.read_at(rest, at + filled as u64) {
+            Ok(0) => break,
+            Ok(n) => filled += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(filled)
+}
