@@ -1,5 +1,8 @@
 //! The public side: TLS, keys, limits, protocols.
 
+pub mod budget;
+pub mod judge;
+
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
