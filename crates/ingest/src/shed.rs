@@ -4,10 +4,25 @@ use std::time::Duration;
 
 use tidegate_event::TenantId;
 
-/// What lies behind the log and may be full. Asked once a request, before its body is read.
+/// Tells the edge what behind it is full, before a body is read.
 pub trait Pressure: Send + Sync {
-    /// Why `tenant` may send nothing now and when to try again; `None`: it may.
+    /// Why this tenant's requests are to be refused now, and when to come again; `None`: they are not.
     fn shed(&self, tenant: &TenantId) -> Option<(ShedReason, Duration)>;
+
+    /// True where an event of a tenant within its bounds would be taken now.
+    fn ready(&self) -> bool {
+        true
+    }
+}
+
+/// Nothing behind the edge is ever full.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoPressure;
+
+impl Pressure for NoPressure {
+    fn shed(&self, _: &TenantId) -> Option<(ShedReason, Duration)> {
+        None
+    }
 }
 
 /// Why a request was refused on purpose.

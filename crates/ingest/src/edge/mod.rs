@@ -1,5 +1,16 @@
 //! The public side: TLS, keys, limits, protocols.
 
+mod admit;
+pub mod answer;
+mod body;
+pub mod budget;
+mod coding;
+mod head;
+pub mod judge;
+pub mod problem;
+pub mod protocol;
+mod work;
+
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};

@@ -1,7 +1,17 @@
 //! Who may send: tenants, their keys, their quotas. One file each in `tenants_dir`.
 
+mod file;
+mod key;
+mod store;
+mod watch;
+
 use serde::{Deserialize, Serialize};
 use tidegate_event::TenantId;
+
+pub use key::{NewKey, NoRandom, generate};
+pub use store::{
+    AuthError, Caller, ChangeError, NewTenant, Rotated, TenantFault, Tenants, TenantsError,
+};
 
 /// Bytes nobody may see: prints as `[secret]`.
 #[derive(Clone, PartialEq, Eq, Default)]
@@ -27,12 +37,38 @@ pub struct Quota {
     pub bytes_burst: Option<u64>,
 }
 
+impl Quota {
+    /// Itself, with what it leaves open taken from `defaults`. A rate brings its own burst.
+    #[must_use]
+    pub fn over(&self, defaults: &Self) -> Self {
+        let mut quota = *self;
+        if quota.events_per_second.is_none() {
+            quota.events_per_second = defaults.events_per_second;
+            quota.events_burst = quota.events_burst.or(defaults.events_burst);
+        }
+        if quota.bytes_per_second.is_none() {
+            quota.bytes_per_second = defaults.bytes_per_second;
+            quota.bytes_burst = quota.bytes_burst.or(defaults.bytes_burst);
+        }
+        quota
+    }
+
+    fn named(&self) -> [(&'static str, Option<u64>); 4] {
+        [
+            ("events_per_second", self.events_per_second),
+            ("events_burst", self.events_burst),
+            ("bytes_per_second", self.bytes_per_second),
+            ("bytes_burst", self.bytes_burst),
+        ]
+    }
+}
+
 /// One key of a tenant. The secret itself is not kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Key {
     /// The public part.
     pub id: String,
-    /// HMAC-SHA-256 of the secret part under the pepper.
+    /// HMAC-SHA-256 of the key's text under the pepper.
     pub hash: [u8; 32],
     /// The event types it may send; `None`: all.
     pub event_types: Option<Vec<String>>,

@@ -1,0 +1,173 @@
+//! Answers: what an error says, and the headers that every answer carries.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Response, StatusCode, header};
+use http_body_util::Full;
+use rand::Rng;
+use serde::Serialize;
+
+use super::problem::Problem;
+use crate::shed::ShedReason;
+
+/// An answer as it goes to the HTTP library.
+pub(super) type Answer = Response<Full<Bytes>>;
+
+/// An item of a request that was not accepted, as answers list it.
+#[derive(Clone, Debug, Serialize)]
+pub struct ItemError {
+    /// The item's place in the request, from 0.
+    pub index: u32,
+    /// Its id, given by the client or made here; absent where it was rejected without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub event_id: Option<String>,
+    /// One of `tidegate_event::Code`, as text.
+    pub code: &'static str,
+    /// Where: a JSON pointer into the event; empty for the whole of it.
+    pub field: String,
+    /// What is wrong and how to mend it.
+    pub message: String,
+}
+
+/// Why a request as a whole is not answered with 200.
+#[derive(Clone, Debug)]
+pub struct Refusal {
+    /// What kind.
+    pub kind: Kind,
+    /// What is wrong in this request, where, and how to mend it.
+    pub detail: String,
+    /// The reasons, where the items were looked at.
+    pub errors: Vec<ItemError>,
+    /// True where `errors` does not list all.
+    pub errors_truncated: bool,
+    /// What else goes into the answer's headers.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+/// The two families of refusals.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The request is at fault.
+    Problem(Problem),
+    /// Refused on purpose: the same request may succeed later.
+    Shed(ShedReason, Duration),
+}
+
+impl Refusal {
+    /// A request that is at fault.
+    pub(super) fn problem(problem: Problem, detail: impl Into<String>) -> Self {
+        Self {
+            kind: Kind::Problem(problem),
+            detail: detail.into(),
+            errors: Vec::new(),
+            errors_truncated: false,
+            headers: Vec::new(),
+        }
+    }
+
+    /// A request that may come again `after` this long.
+    pub(super) fn shed(reason: ShedReason, after: Duration) -> Self {
+        Self {
+            kind: Kind::Shed(reason, after),
+            detail: reason.describe().to_owned(),
+            errors: Vec::new(),
+            errors_truncated: false,
+            headers: Vec::new(),
+        }
+    }
+
+    /// With one more header.
+    pub(super) fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.headers.push((name, value));
+        self
+    }
+
+    /// The stable code.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self.kind {
+            Kind::Problem(problem) => problem.code,
+            Kind::Shed(reason, _) => reason.as_str(),
+        }
+    }
+
+    /// The HTTP status.
+    #[must_use]
+    pub fn status(&self) -> u16 {
+        match self.kind {
+            Kind::Problem(problem) => problem.status,
+            Kind::Shed(reason, _) => reason.status(),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct ProblemJson<'a> {
+    r#type: String,
+    title: &'a str,
+    status: u16,
+    code: &'a str,
+    detail: &'a str,
+    request_id: &'a str,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    errors: &'a [ItemError],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    errors_truncated: Option<bool>,
+}
+
+pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const SHED_REASON: HeaderName = HeaderName::from_static("x-shed-reason");
+
+/// A refusal as problem+json (RFC 9457).
+pub(super) fn refuse(refusal: &Refusal, request_id: &str) -> Answer {
+    let status =
+        StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let title = match refusal.kind {
+        Kind::Problem(problem) => problem.title,
+        Kind::Shed(..) => "Refused for now; send the same request again later.",
+    };
+    let body = ProblemJson {
+        r#type: format!("urn:tidegate:problem:{}", refusal.code()),
+        title,
+        status: status.as_u16(),
+        code: refusal.code(),
+        detail: &refusal.detail,
+        request_id,
+        errors: &refusal.errors,
+        errors_truncated: (!refusal.errors.is_empty()).then_some(refusal.errors_truncated),
+    };
+    let mut answer = json(status, "application/problem+json", &body);
+    let headers = answer.headers_mut();
+    if let Kind::Shed(reason, after) = refusal.kind {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(retry_after_seconds(after)));
+        headers.insert(SHED_REASON, HeaderValue::from_static(reason.as_str()));
+    }
+    for (name, value) in &refusal.headers {
+        headers.append(name.clone(), value.clone());
+    }
+    answer
+}
+
+/// `body` as JSON.
+pub(super) fn json(status: StatusCode, media_type: &'static str, body: &impl Serialize) -> Answer {
+    let (status, text) = match serde_json::to_vec(body) {
+        Ok(text) => (status, text),
+        Err(error) => {
+            tracing::error!(%error, "an answer could not be written");
+            (StatusCode::INTERNAL_SERVER_ERROR, Vec::new())
+        }
+    };
+    let mut answer = Response::new(Full::new(Bytes::from(text)));
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
+    answer
+}
+
+/// At least `after`, in whole seconds, and up to half as much again, so that clients which were
+/// refused together do not come back together.
+fn retry_after_seconds(after: Duration) -> u64 {
+    let least = after.as_secs() + u64::from(after.subsec_nanos() != 0);
+    let least = least.clamp(1, 3600);
+    least + rand::rng().random_range(0..=least.div_ceil(2))
+}

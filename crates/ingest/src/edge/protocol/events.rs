@@ -1,0 +1,197 @@
+//! Our own protocol: JSON object, array or NDJSON on `POST /v1/events`.
+
+use std::ops::ControlFlow;
+
+use http::{Method, StatusCode, request::Parts};
+use serde::Serialize;
+
+use super::{Arrived, DecodeFault, Found, Outcomes, Place, Protocol, Route};
+use crate::{
+    edge::{
+        answer::{self, Answer, ItemError},
+        head,
+        problem::Problem,
+    },
+    normalize::{Item, ItemTime},
+};
+
+pub(super) const PROTOCOL: Protocol = Protocol {
+    name: "events",
+    routes: ROUTES,
+    key: head::bearer_or_api_key,
+    media_types: "application/json, application/x-ndjson",
+    takes: |parts| form(parts).is_some(),
+    // X-Event-Type is for events that name no type themselves, so it settles nothing.
+    only_type: |_| None,
+    decode,
+    errors_max: ERRORS_MAX,
+    encode,
+    refuse: answer::refuse,
+};
+
+/// How many reasons an answer lists.
+pub(super) const ERRORS_MAX: usize = 100;
+
+pub(super) const ROUTES: &[Route] = &[Route { methods: &[Method::POST], path: "/v1/events" }];
+
+/// The longest `Idempotency-Key`, so that an id made from it stays within 512 bytes.
+const IDEMPOTENCY_KEY_BYTES_MAX: usize = 500;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Json,
+    Lines,
+}
+
+fn form(parts: &Parts) -> Option<Form> {
+    let plain = head::charset(&parts.headers).is_none_or(|c| c == "utf-8" || c == "us-ascii");
+    match head::media_type(&parts.headers)?.as_str() {
+        "application/json" if plain => Some(Form::Json),
+        "application/x-ndjson" | "application/ndjson" | "application/jsonl" if plain => {
+            Some(Form::Lines)
+        }
+        _ => None,
+    }
+}
+
+/// What the head says for events that do not say it themselves.
+struct Defaults<'a> {
+    event_type: Option<std::borrow::Cow<'a, str>>,
+    idempotency_key: Option<&'a str>,
+}
+
+impl<'a> Defaults<'a> {
+    fn read(parts: &'a Parts) -> Result<Self, String> {
+        let query = head::query(parts, "event_type")?;
+        let event_type = head::single(&parts.headers, "x-event-type")?.map(Into::into).or(query);
+        let key = head::single(&parts.headers, "idempotency-key")?;
+        // The draft has it in quotes, most clients do not.
+        let key = key.map(|text| {
+            text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(text)
+        });
+        match key.map(str::len) {
+            Some(0) => Err("Idempotency-Key is empty".to_owned()),
+            Some(n) if IDEMPOTENCY_KEY_BYTES_MAX < n => Err(format!(
+                "Idempotency-Key has {n} bytes; at most {IDEMPOTENCY_KEY_BYTES_MAX} are taken"
+            )),
+            _ => Ok(Self { event_type, idempotency_key: key }),
+        }
+    }
+}
+
+/// Hands out items with the head's defaults, counting them.
+struct Feed<'a, 'f> {
+    defaults: Defaults<'a>,
+    index: usize,
+    id: String,
+    each: &'f mut dyn FnMut(Arrived<'_>) -> ControlFlow<()>,
+}
+
+impl Feed<'_, '_> {
+    fn item(&mut self, raw: &[u8], place: Place) -> ControlFlow<()> {
+        use std::fmt::Write;
+        self.id.clear();
+        if let Some(key) = self.defaults.idempotency_key {
+            // Writing to a String cannot fail.
+            let _ = write!(self.id, "{key}/{}", self.index);
+        }
+        self.index += 1;
+        let item = Item {
+            raw,
+            event_type: self.defaults.event_type.as_deref(),
+            event_id: self.defaults.idempotency_key.map(|_| self.id.as_str()),
+            event_time: ItemTime::None,
+            reserved: true,
+            source_name: None,
+            map_names: false,
+        };
+        (self.each)(Arrived { place, found: Found::Item(item) })
+    }
+}
+
+fn decode(
+    parts: &Parts,
+    body: &[u8],
+    each: &mut dyn FnMut(Arrived<'_>) -> ControlFlow<()>,
+) -> Result<(), DecodeFault> {
+    let defaults =
+        Defaults::read(parts).map_err(|text| DecodeFault::new(Problem::BAD_REQUEST, text))?;
+    let mut feed = Feed { defaults, index: 0, id: String::new(), each };
+    match form(parts) {
+        Some(Form::Lines) => {
+            lines(body, &mut feed);
+            Ok(())
+        }
+        Some(Form::Json) | None => json(body, &mut feed),
+    }
+}
+
+fn lines(body: &[u8], feed: &mut Feed<'_, '_>) {
+    let mut rest = body;
+    let mut number = 0;
+    while !rest.is_empty() {
+        let (line, after) =
+            match memchr::memchr(b'\n', rest).and_then(|at| rest.split_at_checked(at)) {
+                Some((line, after)) => (line, after.get(1..).unwrap_or_default()),
+                None => (rest, &[][..]),
+            };
+        rest = after;
+        number += 1;
+        let line = line.trim_ascii();
+        if !line.is_empty() && feed.item(line, Place::Line(number)).is_break() {
+            return;
+        }
+    }
+}
+
+fn json(body: &[u8], feed: &mut Feed<'_, '_>) -> Result<(), DecodeFault> {
+    let start = body.len() - body.trim_ascii_start().len();
+    let raw = body.trim_ascii();
+    match raw.first() {
+        Some(b'[') => {
+            for element in crate::json::split_array(raw) {
+                let (at, element) = element.map_err(|fault| not_json(start, &fault))?;
+                if feed.item(element, Place::Byte(start + at)).is_break() {
+                    return Ok(());
+                }
+            }
+            Ok(())
+        }
+        Some(_) => {
+            let _ = feed.item(raw, Place::Byte(start));
+            Ok(())
+        }
+        None => Ok(()),
+    }
+}
+
+fn not_json(start: usize, fault: &crate::json::JsonError) -> DecodeFault {
+    let hint = "send one JSON object, an array of objects, or one object a line as \
+                application/x-ndjson";
+    let detail = format!("{fault} (counted from byte {start} of the body); {hint}");
+    DecodeFault::new(Problem::BODY_NOT_JSON, detail)
+}
+
+#[derive(Serialize)]
+struct AnswerJson<'a> {
+    request_id: &'a str,
+    accepted: u64,
+    dead_lettered: u64,
+    deduplicated: u64,
+    rejected: u64,
+    errors: &'a [ItemError],
+    errors_truncated: bool,
+}
+
+pub(super) fn encode(outcomes: &Outcomes) -> Answer {
+    let body = AnswerJson {
+        request_id: &outcomes.request_id,
+        accepted: outcomes.accepted,
+        dead_lettered: outcomes.dead_lettered,
+        deduplicated: outcomes.deduplicated,
+        rejected: outcomes.rejected,
+        errors: &outcomes.errors,
+        errors_truncated: outcomes.errors_truncated,
+    };
+    answer::json(StatusCode::OK, "application/json", &body)
+}
