@@ -1,5 +1,7 @@
 //! The disk with faults, for tests: writes that fail or stop short, syncs and reads that fail.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
 use std::{
     io,
     path::Path,

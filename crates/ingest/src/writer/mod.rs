@@ -265,13 +265,8 @@ impl WriterHandle {
             }
         };
         let (reply, answer) = oneshot::channel();
-        match self.0.queue.push(Job { batch, frame, keys, entry, reply }) {
-            Ok(()) => Ok(answer),
-            Err((job, error)) => {
-                job.entry.shed();
-                Err(error)
-            }
-        }
+        self.0.queue.push(Job { batch, frame, keys, entry, reply })?;
+        Ok(answer)
     }
 }
 

@@ -100,12 +100,14 @@ impl Queue {
         self.room(&self.state(), bytes)
     }
 
-    /// Takes a job, or gives it back with the reason.
-    pub fn push(&self, job: Job) -> Result<(), (Job, AppendError)> {
+    /// Takes a job, or settles it as shed.
+    pub fn push(&self, job: Job) -> Result<(), AppendError> {
         let bytes = job.bytes();
         let mut state = self.state();
         if let Err(error) = self.room(&state, bytes) {
-            return Err((job, error));
+            drop(state);
+            job.entry.shed();
+            return Err(error);
         }
         state.held += bytes;
         state.jobs.push_back(job);

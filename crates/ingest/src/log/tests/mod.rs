@@ -1,6 +1,10 @@
-//! The log against a model, against faults of the disk, and against damage of every bit.
+//! The log against a model; `damage`: against flipped, lost and foreign bytes; `faults`: against a disk
+//! that fails. Does not prove what a real disk keeps when the power goes.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
+mod damage;
+mod faults;
 
 use std::{fs, path::PathBuf, sync::Arc, sync::atomic::Ordering, time::Duration};
 
@@ -124,6 +128,19 @@ fn a_reader_at_the_end_goes_on_when_more_is_durable() {
     }
 }
 
+#[tokio::test]
+async fn an_async_waiter_is_woken_by_the_next_append() {
+    let place = Place::new();
+    let (mut log, _) = place.open();
+    let handle = log.handle();
+    let waiter = tokio::spawn(async move { handle.past(Offset(1)).await });
+    log.append(&[frame(b"a", 1)]).unwrap();
+    tokio::task::yield_now().await;
+    assert!(!waiter.is_finished(), "nothing past 1 yet");
+    log.append(&[frame(b"b", 1)]).unwrap();
+    waiter.await.unwrap();
+}
+
 #[test]
 fn large_frames_and_many_frames_are_read_back() {
     let place = Place::new();
@@ -174,174 +191,6 @@ fn a_torn_tail_is_cut_and_its_offsets_are_given_again() {
     }
 }
 
-/// Scenario: a log of several segments, closed or crashed, with one bit flipped anywhere.
-/// Guarantees: no wrong byte is served; every frame but the damaged one is; only after a crash, and
-/// only in the last group, whose durability nothing later proves, the tail may be cut.
-fn flip_every_bit(clean: bool) {
-    let disk = FaultyDisk::new();
-    disk.0.sync_is_free.store(true, Ordering::SeqCst);
-    let mut place = Place::on(Arc::new(disk));
-    place.config.segment_bytes = Size(400);
-    let (mut log, _) = place.open();
-    for n in 0..9u8 {
-        log.append(&[frame(&[n; 11], 2)]).unwrap();
-    }
-    if clean {
-        log.close().unwrap()
-    } else {
-        drop(log)
-    }
-    let files: Vec<_> = place.segments().into_iter().map(|p| (fs::read(&p).unwrap(), p)).collect();
-    assert!(files.len() >= 2);
-    let mark = fs::read(place.partition().join("clean")).ok();
-    for (i, (bytes, path)) in files.iter().enumerate() {
-        for bit in 0..bytes.len() * 8 {
-            let mut flipped = bytes.clone();
-            flipped[bit / 8] ^= 1 << (bit % 8);
-            fs::write(path, &flipped).unwrap();
-            let (log, _) = place.open();
-            check_flipped(&log.handle(), clean, &format!("segment {i}, bit {bit}"));
-            drop(log);
-            files.iter().for_each(|(bytes, path)| fs::write(path, bytes).unwrap());
-            if let Some(mark) = &mark {
-                fs::write(place.partition().join("clean"), mark).unwrap();
-            }
-        }
-    }
-}
-
-fn check_flipped(log: &LogHandle, clean: bool, what: &str) {
-    let mut served = 0;
-    let mut next = 0;
-    for entry in read(log, 0) {
-        match entry {
-            Entry::Frame(frame) => {
-                assert_eq!(frame.base.0, next, "{what}");
-                assert_eq!(&frame.body[..], &[(frame.base.0 / 2) as u8; 11], "{what}");
-                served += 1;
-                next = frame.end().0;
-            }
-            Entry::Quarantined(range) => {
-                assert_eq!((range.from().0, range.count()), (next, 2), "{what}");
-                next = range.to().0;
-            }
-        }
-    }
-    assert_eq!(next, log.latest().0, "{what}");
-    assert!(served >= 8, "{what}: {served}");
-    assert!(next == 18 || (!clean && next == 16), "{what}: to {next}");
-}
-
-#[test]
-fn a_bit_flipped_after_a_clean_stop_costs_its_frame_alone() {
-    flip_every_bit(true);
-}
-
-#[test]
-fn a_bit_flipped_after_a_crash_costs_its_frame_alone() {
-    flip_every_bit(false);
-}
-
-#[test]
-fn damage_is_set_aside_and_the_log_goes_on_behind_it() {
-    let place = Place::with(|config| config.segment_bytes = Size(1 << 20));
-    let (mut log, _) = place.open();
-    for n in 0..6u8 {
-        log.append(&[frame(&[n; 10], 5)]).unwrap();
-    }
-    log.close().unwrap();
-    // The last three frames, with their heads: lost, and known to be by the mark alone.
-    let path = &place.segments()[0];
-    let mut bytes = fs::read(path).unwrap();
-    let len = bytes.len();
-    bytes[len - 210..].fill(0);
-    fs::write(path, &bytes).unwrap();
-    for _ in 0..2 {
-        let (log, recovery) = place.open();
-        assert_eq!(recovery.latest, Offset(30));
-        assert_eq!(recovery.quarantined.len(), 1);
-        assert_eq!(recovery.quarantined[0].count(), 15);
-        assert!(recovery.to_string().contains("15 events damaged at [15, 30)"), "{recovery}");
-        drop(log);
-    }
-    let (mut log, _) = place.open();
-    assert_eq!(log.append(&[frame(b"on", 1)]).unwrap(), [Offset(30)]);
-    drop(log);
-    let (log, _) = place.open();
-    let entries = read(&log.handle(), 0);
-    assert_eq!(entries.len(), 5);
-    assert!(matches!(&entries[3], Entry::Quarantined(range) if range.count() == 15));
-    assert!(matches!(&entries[4], Entry::Frame(frame) if frame.base == Offset(30)));
-    assert!(matches!(&read(&log.handle(), 20)[0], Entry::Quarantined(r) if r.from() == Offset(20)));
-}
-
-#[test]
-fn missing_short_foreign_and_renamed_files_are_never_passed_over() {
-    let place = Place::new();
-    let (mut log, _) = place.open();
-    for n in 0..60u8 {
-        log.append(&[frame(&[n; 90], 1)]).unwrap();
-    }
-    log.close().unwrap();
-    let files = place.segments();
-    assert!(files.len() > 4);
-    let away = place.dir.path().join("away");
-
-    fs::rename(&files[1], &away).unwrap();
-    assert!(matches!(place.try_open(), Err(OpenError::Missing { path }) if path == files[1]));
-    fs::write(&files[1], b"").unwrap();
-    let (log, recovery) = place.open();
-    assert!(!recovery.notes.is_empty());
-    let lost = |e: &Entry| matches!(e, Entry::Quarantined(_));
-    assert_eq!(read(&log.handle(), 0).iter().filter(|e| lost(e)).count(), 1);
-    drop(log);
-    fs::rename(&away, &files[1]).unwrap();
-
-    let last = files.last().unwrap();
-    fs::rename(last, &away).unwrap();
-    assert!(matches!(place.try_open(), Err(OpenError::Missing { path }) if path == *last));
-    fs::rename(&away, last).unwrap();
-
-    for (name, bytes) in [
-        ("notes.txt", b"mine".to_vec()),
-        ("00000000000000000007.seg", fs::read(&files[1]).unwrap()),
-        ("00000000000000099999.seg", fs::read(&files[1]).unwrap()),
-    ] {
-        fs::write(place.partition().join(name), bytes).unwrap();
-        let refused = place.try_open().unwrap_err();
-        assert!(matches!(refused, OpenError::Foreign { .. }), "{refused}");
-        assert!(refused.to_string().contains(name), "{refused}");
-        fs::remove_file(place.partition().join(name)).unwrap();
-    }
-
-    let whole = fs::read(&files[2]).unwrap();
-    fs::write(&files[2], &whole[..whole.len() - 200]).unwrap();
-    let (log, recovery) = place.open();
-    assert!(recovery.to_string().contains("200 bytes too short"), "{recovery}");
-    let entries = read(&log.handle(), 0);
-    assert!(entries.iter().any(lost));
-    assert_eq!(log.handle().latest(), Offset(60));
-    drop(log);
-    fs::write(&files[2], &whole).unwrap();
-    fs::write(place.partition().join("00000000000000000042.seg.new"), b"half").unwrap();
-    let (log, recovery) = place.open();
-    assert!(recovery.to_string().contains("half made"), "{recovery}");
-    assert_eq!(bodies(&log.handle(), 0).len(), 60);
-    drop(log);
-
-    let other = Place::new();
-    let (mut log, _) = other.open();
-    log.append(&[frame(b"x", 1)]).unwrap();
-    drop(log);
-    fs::copy(&files[0], &other.segments()[0]).unwrap();
-    assert!(matches!(other.try_open(), Err(OpenError::Foreign { .. })));
-    fs::remove_file(other.dir.path().join("log/id")).unwrap();
-    assert!(matches!(other.try_open(), Err(OpenError::Foreign { .. })));
-    let two = LogConfig { partitions: 2, ..place.config.clone() };
-    let refused = open(Arc::new(Disk), &two, Arc::clone(&place.clock) as _).unwrap_err();
-    assert!(matches!(refused, OpenError::Partitions { found: 1, configured: 2, .. }));
-}
-
 #[test]
 fn retention_removes_what_is_old_and_never_passes_a_hold() {
     let place = Place::with(|config| config.retention_age = Span::seconds(60));
@@ -383,132 +232,6 @@ fn retention_by_bytes_keeps_the_newest() {
     }
     let on_disk: u64 = place.segments().iter().map(|p| fs::metadata(p).unwrap().len()).sum();
     assert_eq!(log.handle().bytes(), on_disk);
-}
-
-#[test]
-fn a_full_disk_refuses_and_takes_again_when_there_is_room() {
-    let disk = FaultyDisk::new();
-    let place = Place::on(Arc::new(disk.clone()));
-    let (mut log, _) = place.open();
-    let mut kept = Vec::new();
-    for space in [600, 150, 400, 70, 1, 0, 90, 230, 330] {
-        disk.0.space.store(space, Ordering::SeqCst);
-        for n in 0..6u8 {
-            match log.append(&[frame(&[n; 33], 1), frame(&[n; 44], 2)]) {
-                Ok(bases) => {
-                    kept.push((bases[0].0, vec![n; 33]));
-                    kept.push((bases[1].0, vec![n; 44]));
-                }
-                Err(AppendFault::Storage(_)) => {}
-                Err(fault) => panic!("{fault}"),
-            }
-            assert_eq!(bodies(&log.handle(), 0), kept);
-        }
-        disk.0.space.store(-1, Ordering::SeqCst);
-        let bases = log.append(&[frame(b"room again", 1)]).unwrap();
-        kept.push((bases[0].0, b"room again".to_vec()));
-    }
-    drop(log);
-    let (log, recovery) = place.open();
-    assert_eq!(bodies(&log.handle(), 0), kept, "{recovery}");
-}
-
-#[test]
-fn a_failed_write_shows_nothing_and_the_next_append_goes_elsewhere() {
-    for nth in 0..6 {
-        let disk = FaultyDisk::new();
-        let place = Place::on(Arc::new(disk.clone()));
-        let (mut log, _) = place.open();
-        log.append(&[frame(&[1; 300], 1)]).unwrap();
-        disk.0.write.set(nth);
-        let mut kept = vec![(0, vec![1; 300])];
-        for n in 2..5u8 {
-            if let Ok(bases) = log.append(&[frame(&[n; 300], 1)]) {
-                kept.push((bases[0].0, vec![n; 300]));
-            }
-            assert_eq!(bodies(&log.handle(), 0), kept, "write {nth}");
-        }
-        assert!(kept.len() >= 3);
-        drop(log);
-        let (log, _) = place.open();
-        assert_eq!(bodies(&log.handle(), 0), kept, "write {nth}, opened again");
-    }
-}
-
-#[test]
-fn a_failed_sync_ends_the_log_until_it_is_recovered() {
-    for nth in 0..3 {
-        let disk = FaultyDisk::new();
-        let place = Place::on(Arc::new(disk.clone()));
-        let (mut log, _) = place.open();
-        disk.0.sync.set(nth);
-        let fault = log.append(&[frame(b"a", 1)]).unwrap_err();
-        assert!(matches!(fault, AppendFault::Fatal(_)), "sync {nth}: {fault}");
-        assert!(matches!(log.append(&[frame(b"b", 1)]), Err(AppendFault::Fatal(_))));
-        assert_eq!(log.handle().latest(), Offset(0));
-        log.close().unwrap();
-        assert!(!place.partition().join("clean").exists());
-        let (mut log, recovery) = place.open();
-        assert!(recovery.latest.0 <= 1);
-        log.append(&[frame(b"c", 1)]).unwrap();
-    }
-}
-
-#[test]
-fn a_start_whose_sync_or_read_fails_is_refused_and_changes_nothing() {
-    let disk = FaultyDisk::new();
-    let place = Place::on(Arc::new(disk.clone()));
-    let (mut log, _) = place.open();
-    log.append(&[frame(&[1; 50], 1)]).unwrap();
-    drop(log);
-    let before = fs::read(&place.segments()[0]).unwrap();
-    for nth in 0..3 {
-        disk.0.sync.set(nth);
-        // The lock's folder is synced only when it is made.
-        assert!(matches!(place.try_open(), Err(OpenError::Io { .. })), "sync {nth}");
-        assert_eq!(fs::read(&place.segments()[0]).unwrap(), before);
-    }
-    disk.0.bad_from.store(180, Ordering::SeqCst);
-    disk.0.bad_to.store(181, Ordering::SeqCst);
-    assert!(matches!(place.try_open(), Err(OpenError::Io { .. })));
-    disk.0.bad_to.store(0, Ordering::SeqCst);
-    disk.0.bad_from.store(0, Ordering::SeqCst);
-    let (log, _) = place.open();
-    assert_eq!(bodies(&log.handle(), 0).len(), 1);
-}
-
-#[test]
-fn an_unreadable_page_costs_the_frames_on_it() {
-    let disk = FaultyDisk::new();
-    let place = Place::on(Arc::new(disk.clone()));
-    let (mut log, _) = place.open();
-    let group: Vec<_> = (0..100u8).map(|n| frame(&[n; 940], 1)).collect();
-    log.append(&group).unwrap();
-    disk.0.bad_from.store(50_000, Ordering::SeqCst);
-    disk.0.bad_to.store(50_001, Ordering::SeqCst);
-    let entries = read(&log.handle(), 0);
-    let whole = entries.iter().filter(|e| matches!(e, Entry::Frame(_))).count();
-    assert!((93..100).contains(&whole), "{whole}");
-    assert!(matches!(entries.last(), Some(Entry::Frame(frame)) if frame.base == Offset(99)));
-}
-
-#[test]
-fn a_clients_bytes_do_not_pass_for_a_frame() {
-    let place = Place::new();
-    let (mut log, _) = place.open();
-    // A frame as another log would write it, inside of a body, and damage before it.
-    let forged = frame(b"forged", 1).header(1, 1, 0, 0).encode(0).0;
-    log.append(&[frame(&[forged.as_slice(), b"forged"].concat(), 1), frame(b"x", 1)]).unwrap();
-    log.append(&[frame(b"y", 1)]).unwrap();
-    drop(log);
-    let path = &place.segments()[0];
-    let mut bytes = fs::read(path).unwrap();
-    bytes[170] ^= 1;
-    fs::write(path, &bytes).unwrap();
-    let (log, _) = place.open();
-    let entries = read(&log.handle(), 0);
-    assert!(matches!(entries[0], Entry::Quarantined(r) if r.count() == 1));
-    assert_eq!(entries.len(), 3);
 }
 
 #[derive(Clone, Debug)]
