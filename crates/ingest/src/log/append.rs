@@ -8,7 +8,7 @@ use super::{
     FrameBody, LogHandle,
     frame::FRAME_HEADER_BYTES,
     handle::{Segment, Shared},
-    recover,
+    listing::Mark,
     segment::{self, FRAMES_AT, Fault, Previous, SegmentHeader},
 };
 use crate::{
@@ -201,7 +201,7 @@ impl Log {
             (None, Some(segment)) => (segment.base, segment.bytes),
             (None, None) => return Ok(()),
         };
-        let mark = recover::Mark { base, bytes, latest: self.next };
+        let mark = Mark { base, bytes, latest: self.next };
         mark.write(&*self.shared.storage, &self.shared.dir)
     }
 
@@ -212,8 +212,7 @@ impl Log {
             return Err(AppendFault::Fatal(poisoned));
         }
         if self.marked_clean {
-            recover::Mark::remove(&*self.shared.storage, &self.shared.dir)
-                .map_err(AppendFault::Storage)?;
+            Mark::remove(&*self.shared.storage, &self.shared.dir).map_err(AppendFault::Storage)?;
             let synced = self.shared.storage.sync_dir(&self.shared.dir);
             synced.map_err(|error| self.poison(error))?;
             self.marked_clean = false;

@@ -254,6 +254,18 @@ impl LogHandle {
         self.0.key
     }
 
+    /// The partition's folder.
+    #[must_use]
+    pub fn dir(&self) -> &std::path::Path {
+        &self.0.dir
+    }
+
+    /// What the partition lies on.
+    #[must_use]
+    pub fn storage(&self) -> Arc<dyn Storage> {
+        Arc::clone(&self.0.storage)
+    }
+
     /// A reader that begins with the frame or damage that holds `from`.
     ///
     /// # Errors

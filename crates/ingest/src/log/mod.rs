@@ -3,6 +3,7 @@
 //! | file | what for |
 //! | --- | --- |
 //! | `folder` | what opening does: the lock, the id, each partition |
+//! | `listing` | what lies in a partition's folder, and whether it fits together |
 //! | `recover` | what is left of a partition after a crash, and what becomes of it |
 //! | `append` | the one writer of a partition: groups of frames, segments, retention |
 //! | `reader` | reads frame by frame, verified, never past what is durable |
@@ -19,6 +20,7 @@ mod append;
 mod folder;
 mod frame;
 mod handle;
+mod listing;
 mod reader;
 mod recover;
 mod segment;

@@ -7,7 +7,6 @@ use std::{
     sync::Arc,
 };
 
-use rand::Rng;
 use tidegate_event::{Offset, OffsetRange, Partition, ReceivedAt};
 
 use super::{
@@ -15,12 +14,13 @@ use super::{
     append::Active,
     folder::{Place as Folder, at},
     handle::{Segment, Shared, State},
+    listing::{self, Listed, Mark, read_full},
     segment::{self, FRAMES_AT, Fault, Previous, SegmentHeader},
     walk::{OnReadError, Place, READ_BYTES, Step, Walker},
 };
 use crate::{
     metrics,
-    storage::{self, Storage, StorageFile, write_all_at},
+    storage::{Storage, StorageFile, write_all_at},
 };
 
 /// What opening a partition found and did. `Display` says it to people.
@@ -73,100 +73,75 @@ fn grouped(n: u64) -> String {
     text
 }
 
-/// The mark of a clean stop: where the log ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Mark {
-    pub base: u64,
-    pub bytes: u64,
-    pub latest: u64,
-}
-
-impl Mark {
-    const NAME: &str = "clean";
-
-    fn text(self) -> String {
-        let facts = format!("{} {} {}", self.base, self.bytes, self.latest);
-        format!("{facts} {:08x}\n", crc32c::crc32c(facts.as_bytes()))
-    }
-
-    pub fn write(self, storage: &dyn Storage, dir: &Path) -> io::Result<()> {
-        storage::replace(storage, &dir.join(Self::NAME), self.text().as_bytes())
-    }
-
-    pub fn remove(storage: &dyn Storage, dir: &Path) -> io::Result<()> {
-        match storage.remove(&dir.join(Self::NAME)) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-            _ => Ok(()),
-        }
-    }
-
-    fn parse(text: &[u8]) -> Option<Self> {
-        let mut words = std::str::from_utf8(text).ok()?.split_ascii_whitespace();
-        let mut number = || words.next()?.parse().ok();
-        let mark = Self { base: number()?, bytes: number()?, latest: number()? };
-        (mark.text().as_bytes() == text).then_some(mark)
-    }
-}
-
-/// A segment as its name and head tell of it.
-struct Listed {
-    base: u64,
-    path: PathBuf,
-    file: Arc<dyn StorageFile>,
-    bytes: u64,
-    header: Option<SegmentHeader>,
-}
-
-struct Listing {
-    segments: Vec<Listed>,
-    mark: Option<Mark>,
-    marked: bool,
-    notes: Vec<String>,
-}
-
 pub(super) fn open_partition(
     folder: &Folder,
     partition: Partition,
 ) -> Result<(Log, Recovery), OpenError> {
     let dir = folder.partition_dir(partition);
-    let mut listing = list(folder, &dir, partition)?;
-    check_links(&dir, &mut listing)?;
-    let key = find_key(&listing)?;
+    let mut listing = listing::list(folder, &dir, partition)?;
+    let key = listing::find_key(&listing)?;
     let seed = segment::seed(&folder.log_id, &key, partition.0);
-    let mut notes = std::mem::take(&mut listing.notes);
-    let mut segments = sealed(&listing.segments);
-    let Some(last) = listing.segments.pop() else {
-        let state = State::default();
-        let recovery = Recovery {
-            partition,
-            clean: true,
-            earliest: Offset(0),
-            latest: Offset(0),
-            torn_bytes: 0,
-            quarantined: Vec::new(),
-            notes,
-        };
-        return Ok((
-            log(folder, partition, dir, (seed, key), state, Tail::empty(listing.marked)),
-            recovery,
-        ));
+    let notes = std::mem::take(&mut listing.notes);
+    let sealed = sealed(&listing.segments);
+    let mut recovery = Recovery {
+        partition,
+        clean: true,
+        earliest: Offset(0),
+        latest: Offset(0),
+        torn_bytes: 0,
+        quarantined: Vec::new(),
+        notes,
     };
-    let mark = listing.mark.filter(|m| m.base >= last.base);
-    if let Some(mark) = mark.filter(|m| m.base > last.base) {
-        return Err(OpenError::Missing { path: segment::path(&dir, mark.base) });
+    let (state, tail) = match listing.segments.pop() {
+        None => (State::default(), Tail::empty(listing.marked)),
+        Some(last) => {
+            let found = verify(&dir, &last, listing.mark, seed)?;
+            mend(folder, &dir, key, (sealed, &last), found, (listing.marked, &mut recovery))?
+        }
+    };
+    let log = log(folder, partition, dir, (seed, key), state, tail);
+    recovery.quarantined.iter().for_each(|range| log.shared.quarantine(*range));
+    if recovery.torn_bytes > 0 {
+        metrics::log_torn_tails(&log.shared.label, 1);
     }
-    let trusted = mark.is_some_and(|m| m.bytes == last.bytes) && last.header.is_some();
+    Ok((log, recovery))
+}
+
+/// What the last segment holds, and whether all of it may be trusted to be on the disk.
+fn verify(
+    dir: &Path,
+    last: &Listed,
+    mark: Option<Mark>,
+    seed: u32,
+) -> Result<(Scan, bool), OpenError> {
+    let mark = mark.filter(|m| m.base >= last.base);
+    if let Some(mark) = mark.filter(|m| m.base > last.base) {
+        return Err(OpenError::Missing { path: segment::path(dir, mark.base) });
+    }
+    let trusted = mark.is_some_and(|m| m.bytes == last.bytes) && last.intact;
     if !trusted {
         // The cache may hold what the disk does not: sync it or refuse, then look at the disk.
         last.file.sync_data().map_err(at(&last.path))?;
         last.file.drop_cache().map_err(at(&last.path))?;
     }
-    let found = scan(&last, seed, mark.map_or(last.base, |m| m.latest)).map_err(at(&last.path))?;
+    let found = scan(last, seed, mark.map_or(last.base, |m| m.latest)).map_err(at(&last.path))?;
     let whole = trusted && found.is_whole;
+    Ok((found, whole))
+}
+
+/// Makes the last segment one that can be gone on with.
+fn mend(
+    folder: &Folder,
+    dir: &Path,
+    key: [u8; 16],
+    (mut segments, last): (VecDeque<Segment>, &Listed),
+    (found, whole): (Scan, bool),
+    (marked, recovery): (bool, &mut Recovery),
+) -> Result<(State, Tail), OpenError> {
     let header = last.header.unwrap_or(SegmentHeader {
         log_id: folder.log_id,
         key,
-        partition: partition.0,
+        partition: recovery.partition.0,
         epoch: found.epoch,
         base: last.base,
         created_at: found.newest,
@@ -176,35 +151,24 @@ pub(super) fn open_partition(
     let file = if whole {
         Arc::clone(&last.file)
     } else {
-        renew(&*folder.storage, &dir, &last, &header, found.end)?
+        renew(&*folder.storage, dir, last, &header, found.end)?
     };
     if last.header.is_none() {
-        notes.push(format!("the head of {} was made anew", last.path.display()));
+        recovery.notes.push(format!("the head of {} was made anew", last.path.display()));
     }
+    let tail = Tail::of(&header, &found, file, marked);
     segments.push_back(Segment {
         base: last.base,
         bytes: found.end,
         chain: Some(header.chain),
         newest: found.newest,
-        index: found.index.clone(),
+        index: found.index,
     });
     let state = State::new(segments, found.next);
-    let recovery = Recovery {
-        partition,
-        clean: whole && found.quarantined.is_empty(),
-        earliest: Offset(state.earliest),
-        latest: Offset(found.next),
-        torn_bytes: found.torn_bytes,
-        quarantined: found.quarantined.clone(),
-        notes,
-    };
-    let tail = Tail::of(&header, &found, file, listing.marked);
-    let log = log(folder, partition, dir, (seed, key), state, tail);
-    found.quarantined.iter().for_each(|range| log.shared.quarantine(*range));
-    if found.torn_bytes > 0 {
-        metrics::log_torn_tails(&log.shared.label, 1);
-    }
-    Ok((log, recovery))
+    recovery.clean = whole && found.quarantined.is_empty();
+    (recovery.earliest, recovery.latest) = (Offset(state.earliest), Offset(state.latest));
+    (recovery.torn_bytes, recovery.quarantined) = (found.torn_bytes, found.quarantined);
+    Ok((state, tail))
 }
 
 /// What the log needs to go on where the last segment ends.
@@ -258,120 +222,6 @@ fn log(
         marked_clean: tail.marked,
         poisoned: false,
         _lock: Arc::clone(&folder.lock),
-    }
-}
-
-/// Reads the names and the heads. Leftovers of a segment that was being made are removed, what is not
-/// the log's own is refused.
-fn list(folder: &Folder, dir: &Path, partition: Partition) -> Result<Listing, OpenError> {
-    let storage = &*folder.storage;
-    let mut listing =
-        Listing { segments: Vec::new(), mark: None, marked: false, notes: Vec::new() };
-    for name in storage.list(dir).map_err(at(dir))? {
-        let path = dir.join(&name);
-        if let Some(base) = segment::parse_name(&name) {
-            listing.segments.push(listed(folder, path, base, partition, &mut listing.notes)?);
-            continue;
-        }
-        match name.as_str() {
-            "clean" => {
-                let text = storage.read(&path).map_err(at(&path))?;
-                (listing.mark, listing.marked) = (Mark::parse(&text), true);
-            }
-            "ledger.json" => {}
-            "clean.new" | "ledger.json.new" => storage.remove(&path).map_err(at(&path))?,
-            _ if name.strip_suffix(".new").is_some_and(|n| segment::parse_name(n).is_some()) => {
-                storage.remove(&path).map_err(at(&path))?;
-                listing.notes.push(format!("the half made {name} was removed"));
-            }
-            _ => {
-                let why = "not a part of the log; move it elsewhere".to_owned();
-                return Err(OpenError::Foreign { path, why });
-            }
-        }
-    }
-    Ok(listing)
-}
-
-fn listed(
-    folder: &Folder,
-    path: PathBuf,
-    base: u64,
-    partition: Partition,
-    notes: &mut Vec<String>,
-) -> Result<Listed, OpenError> {
-    let file = folder.storage.open(&path).map_err(at(&path))?;
-    let bytes = file.size().map_err(at(&path))?;
-    let mut head = vec![0; FRAMES_AT as usize];
-    let read = read_full(&*file, &mut head, 0).map_err(at(&path))?;
-    head.truncate(read);
-    let decoded = SegmentHeader::decode(&head);
-    if let Some((header, whole)) = decoded {
-        let why = if header.log_id != folder.log_id {
-            let id = String::from_utf8_lossy(&header.log_id);
-            format!("a segment of another log ({id}); move it elsewhere")
-        } else if header.partition != partition.0 {
-            format!("a segment of partition {}; move it there", header.partition)
-        } else if header.base != base {
-            format!("a segment under a wrong name; its own is {:020}.seg", header.base)
-        } else {
-            String::new()
-        };
-        if !why.is_empty() {
-            return Err(OpenError::Foreign { path, why });
-        }
-        if !whole {
-            notes.push(format!("one copy of the head of {} is damaged", path.display()));
-        }
-    } else {
-        notes.push(format!("the head of {} is damaged", path.display()));
-        tracing::error!(path = %path.display(), "the head of a segment is damaged");
-    }
-    Ok(Listed { base, path, file, bytes, header: decoded.map(|(header, _)| header) })
-}
-
-/// Each segment's head names the one before it and how long that is.
-fn check_links(dir: &Path, listing: &mut Listing) -> Result<(), OpenError> {
-    let Listing { segments, notes, .. } = listing;
-    let mut before: Option<&mut Listed> = None;
-    for segment in segments {
-        if let (Some(before), Some(previous)) =
-            (&mut before, segment.header.and_then(|h| h.previous))
-        {
-            if before.base != previous.base {
-                let (missing, extra) = (previous.base, before.base);
-                if missing > extra {
-                    return Err(OpenError::Missing { path: segment::path(dir, missing) });
-                }
-                let why = format!(
-                    "the log goes from {missing:020}.seg to {:020}.seg without it; move it elsewhere",
-                    segment.base
-                );
-                return Err(OpenError::Foreign { path: before.path.clone(), why });
-            }
-            if before.bytes < previous.bytes {
-                let lost = previous.bytes - before.bytes;
-                notes.push(format!("{} is {lost} bytes too short", before.path.display()));
-                tracing::error!(path = %before.path.display(), bytes = lost, "a segment is too short");
-            }
-            before.bytes = before.bytes.min(previous.bytes);
-        }
-        before = Some(segment);
-    }
-    Ok(())
-}
-
-/// The partition's key, from any head. A new one where there are no frames to lose.
-fn find_key(listing: &Listing) -> Result<[u8; 16], OpenError> {
-    if let Some(header) = listing.segments.iter().rev().find_map(|s| s.header) {
-        return Ok(header.key);
-    }
-    match listing.segments.iter().find(|s| s.bytes > FRAMES_AT) {
-        Some(segment) => Err(OpenError::Foreign {
-            path: segment.path.clone(),
-            why: "both copies of its head are damaged and there is no other segment to learn the log's key from; restore it, or put an empty file in its place to give up its events".to_owned(),
-        }),
-        None => Ok(rand::rng().random()),
     }
 }
 
@@ -500,17 +350,4 @@ fn copy_frames(from: &dyn StorageFile, to: &dyn StorageFile, end: u64) -> io::Re
         position += read as u64;
     }
     Ok(())
-}
-
-fn read_full(file: &dyn StorageFile, buffer: &mut [u8], at: u64) -> io::Result<usize> {
-    let mut filled = 0;
-    while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-        match file.read_at(rest, at + filled as u64) {
-            Ok(0) => break,
-            Ok(n) => filled += n,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(filled)
 }

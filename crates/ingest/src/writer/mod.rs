@@ -1,10 +1,39 @@
 //! Owns the append: group commit, deduplication by id, the partition's ledger.
+//!
+//! One thread per partition. A request's task prepares its frame and queues it; the thread takes all
+//! that waits as one group, drops known ids, appends, syncs once, settles the books and answers.
 
-use std::{future::Future, pin::Pin, time::Duration};
+mod commit;
+mod dedup;
+mod ledger;
+mod queue;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    fmt,
+    future::Future,
+    io,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    thread::JoinHandle,
+    time::Duration,
+};
 
 use tidegate_event::{EncodedBatch, OffsetRange, Partition};
+use tokio::sync::oneshot;
 
-use crate::books::Open;
+use crate::{
+    books::{Books, Open},
+    clock::Clock,
+    log::{AppendFault, Codec, FrameBody, Log, LogConfig, LogHandle, ReadError},
+};
+use dedup::{Dedup, Keyring};
+use ledger::{Found, Ledger};
+use queue::{Job, Queue};
+
+pub use ledger::Totals;
+pub use queue::WriterStats;
 
 /// What became of a batch that was appended: durable.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,4 +75,285 @@ pub trait Append: Send + Sync {
         batch: EncodedBatch,
         entry: Open,
     ) -> BoxFuture<'_, Result<Appended, AppendError>>;
+}
+
+/// How a writer works.
+#[derive(Clone)]
+pub struct WriterSettings {
+    /// Bytes of batches held at most: waiting, and being appended.
+    pub queue_bytes: usize,
+    /// How long a batch may wait: with the measured drain rate, the bound below `queue_bytes`.
+    pub delay: Duration,
+    /// Bytes written and synced at once at most (one larger batch goes alone).
+    pub group_bytes: usize,
+    /// How frames are compressed.
+    pub codec: Codec,
+    /// Bytes of log held by the lowest hold at which batches are refused.
+    pub backlog_bytes: u64,
+    /// How long ids are remembered; 0: not at all.
+    pub dedup_window: Duration,
+    /// How many ids are remembered at most.
+    pub dedup_ids: usize,
+    /// Called after a failed sync, when all waiters have their answer. Aborts the process unless
+    /// replaced: what the disk holds is only known after a start.
+    pub on_fatal: Arc<dyn Fn() + Send + Sync>,
+}
+
+impl WriterSettings {
+    /// What the log's configuration says, with a queue of at most `queue_bytes` and `delay`.
+    #[must_use]
+    pub fn new(config: &LogConfig, queue_bytes: usize, delay: Duration) -> Self {
+        Self {
+            queue_bytes,
+            delay,
+            group_bytes: 8 << 20,
+            codec: config.codec,
+            backlog_bytes: config.backlog_bytes.0,
+            dedup_window: config.dedup_window.0,
+            dedup_ids: config.dedup_ids,
+            on_fatal: Arc::new(|| std::process::abort()),
+        }
+    }
+}
+
+impl fmt::Debug for WriterSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WriterSettings")
+            .field("queue_bytes", &self.queue_bytes)
+            .field("delay", &self.delay)
+            .field("group_bytes", &self.group_bytes)
+            .field("backlog_bytes", &self.backlog_bytes)
+            .field("dedup_window", &self.dedup_window)
+            .field("dedup_ids", &self.dedup_ids)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why a writer cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The ledger's file cannot be read.
+    #[error("the partition's ledger cannot be read")]
+    Ledger(#[source] io::Error),
+    /// The log cannot be read for what the ledger and the ids lack.
+    #[error("the log cannot be read")]
+    Log(#[source] ReadError),
+    /// Offsets that are lost cannot be left out.
+    #[error("the log cannot leave out the offsets that are lost")]
+    Skip(#[source] AppendFault),
+    /// The system gives no thread.
+    #[error("the writer's thread cannot be started")]
+    Thread(#[source] io::Error),
+}
+
+/// One partition's writer. Dropping the last clone closes it.
+#[derive(Clone)]
+pub struct WriterHandle(Arc<Running>);
+
+struct Running {
+    queue: Arc<Queue>,
+    log: LogHandle,
+    codec: Codec,
+    keyring: Option<Keyring>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// Starts the writer of `log`: brings the ledger up to the log's end, opens the books with it,
+/// remembers the ids of the window, and starts the thread. Blocks while it reads.
+///
+/// # Errors
+/// [`StartError`].
+pub fn start(
+    mut log: Log,
+    books: Arc<Books>,
+    clock: Arc<dyn Clock>,
+    settings: WriterSettings,
+) -> Result<WriterHandle, StartError> {
+    let handle = log.handle();
+    let storage = handle.storage();
+    let path = handle.dir().join("ledger.json");
+    let (mut ledger, found) =
+        Ledger::load(&*storage, path, handle.log_id()).map_err(StartError::Ledger)?;
+    announce(&handle, &found);
+    if ledger.as_of() > handle.latest() {
+        let (as_of, latest) = (ledger.as_of(), handle.latest());
+        tracing::error!(%as_of, %latest, "the log ends before what its ledger counted: those events are lost");
+        log.skip_to(as_of).map_err(StartError::Skip)?;
+    }
+    let behind = ledger.catch_up(&handle).map_err(StartError::Log)?;
+    if behind > 0 && found == Found::Whole {
+        tracing::info!(
+            partition = handle.partition().0,
+            events = behind,
+            "counted the log's events since the ledger; duplicates refused since then are not known"
+        );
+    }
+    ledger.restore(&books);
+    let keyring = Keyring(handle.key());
+    let mut dedup = Dedup::new(settings.dedup_window, settings.dedup_ids);
+    dedup.rebuild(&handle, keyring, clock.now()).map_err(StartError::Log)?;
+    let keyring = dedup.is_on().then_some(keyring);
+    let queue = Arc::new(Queue::new(settings.clone()));
+    let codec = settings.codec;
+    let name = format!("writer-{}", handle.partition());
+    let writer =
+        commit::Writer { log, queue: Arc::clone(&queue), clock, storage, settings, dedup, ledger };
+    let thread = std::thread::Builder::new().name(name).spawn(move || writer.run());
+    let thread = Mutex::new(Some(thread.map_err(StartError::Thread)?));
+    Ok(WriterHandle(Arc::new(Running { queue, log: handle, codec, keyring, thread })))
+}
+
+fn announce(log: &LogHandle, found: &Found) {
+    let (partition, events) = (log.partition().0, log.latest().since(log.earliest()));
+    match found {
+        Found::Whole => {}
+        Found::Missing if log.latest().0 == 0 => {}
+        Found::Missing => {
+            tracing::error!(
+                partition,
+                events,
+                "the ledger is missing: counting what the log still has; older events and duplicates are not counted"
+            );
+        }
+        Found::Damaged => {
+            tracing::error!(
+                partition,
+                events,
+                "the ledger is damaged: counting what the log still has; older events and duplicates are not counted"
+            );
+        }
+    }
+}
+
+impl WriterHandle {
+    /// How full it is.
+    #[must_use]
+    pub fn stats(&self) -> WriterStats {
+        self.0.queue.stats()
+    }
+
+    /// The log it appends to.
+    #[must_use]
+    pub fn log(&self) -> &LogHandle {
+        &self.0.log
+    }
+
+    /// Takes nothing more, appends what waits, writes the ledger, marks the log as cleanly closed.
+    /// Blocks until that is done.
+    pub fn close(&self) {
+        self.0.close();
+    }
+
+    fn enqueue(
+        &self,
+        batch: EncodedBatch,
+        entry: Open,
+    ) -> Result<oneshot::Receiver<Result<Appended, AppendError>>, AppendError> {
+        if let Err(error) = self.0.queue.check(batch.body.len()) {
+            entry.shed();
+            return Err(error);
+        }
+        let keys = self.0.keyring.map(|ring| ring.keys(&batch)).unwrap_or_default();
+        let prepared =
+            FrameBody::prepare(batch.body.clone(), batch.count, batch.received_at, self.0.codec);
+        let frame = match prepared {
+            Ok(frame) => frame,
+            Err(error) => {
+                tracing::error!(%error, "a batch cannot be a frame");
+                entry.shed();
+                return Err(AppendError::Storage);
+            }
+        };
+        let (reply, answer) = oneshot::channel();
+        self.0.queue.push(Job { batch, frame, keys, entry, reply })?;
+        Ok(answer)
+    }
+}
+
+impl Running {
+    fn close(&self) {
+        self.queue.close();
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(Err(_)) = thread.map(JoinHandle::join) {
+            tracing::error!("the writer's thread panicked");
+            self.queue.fail();
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl Append for WriterHandle {
+    fn append(
+        &self,
+        batch: EncodedBatch,
+        entry: Open,
+    ) -> BoxFuture<'_, Result<Appended, AppendError>> {
+        // Queued at once, not when first polled: an answer nobody waits for is still settled.
+        let queued = self.enqueue(batch, entry);
+        Box::pin(async move {
+            match queued {
+                // The thread is gone without an answer: whether it was appended is not known.
+                Ok(answer) => answer.await.unwrap_or(Err(AppendError::Storage)),
+                Err(error) => Err(error),
+            }
+        })
+    }
+}
+
+/// The writers of all partitions: a tenant's batches always go to the same one.
+#[derive(Clone)]
+pub struct Writers(Arc<[WriterHandle]>);
+
+impl Writers {
+    /// `writers` in the order of their partitions; `None` where there are none.
+    #[must_use]
+    pub fn new(writers: Vec<WriterHandle>) -> Option<Self> {
+        (!writers.is_empty()).then(|| Self(writers.into()))
+    }
+
+    /// Each of them.
+    #[must_use]
+    pub fn all(&self) -> &[WriterHandle] {
+        &self.0
+    }
+
+    /// All of them taken together.
+    #[must_use]
+    pub fn stats(&self) -> WriterStats {
+        self.0.iter().map(WriterHandle::stats).fold(WriterStats::default(), |sum, one| {
+            WriterStats {
+                bound_bytes: sum.bound_bytes + one.bound_bytes,
+                held_bytes: sum.held_bytes + one.held_bytes,
+                drain_bytes_per_second: sum.drain_bytes_per_second + one.drain_bytes_per_second,
+            }
+        })
+    }
+
+    /// Closes each, see [`WriterHandle::close`]. Blocks.
+    pub fn close(&self) {
+        self.0.iter().for_each(|writer| writer.0.queue.close());
+        self.0.iter().for_each(WriterHandle::close);
+    }
+}
+
+impl Append for Writers {
+    fn append(
+        &self,
+        batch: EncodedBatch,
+        entry: Open,
+    ) -> BoxFuture<'_, Result<Appended, AppendError>> {
+        let hash = crc32c::crc32c(batch.tenant.as_str().as_bytes()) as usize;
+        match self.0.get(hash % self.0.len().max(1)) {
+            Some(writer) => writer.append(batch, entry),
+            None => {
+                entry.shed();
+                Box::pin(std::future::ready(Err(AppendError::Storage)))
+            }
+        }
+    }
 }

@@ -1,0 +1,251 @@
+//! Every bit flipped, frames lost, files missing, foreign and forged.
+
+use super::*;
+
+/// Scenario: a log of several segments, closed or crashed, with one bit flipped anywhere.
+/// Guarantees: no wrong byte is served; every frame but the damaged one is; only after a crash, and
+/// only in the last group, whose durability nothing later proves, the tail may be cut.
+fn flip_every_bit(clean: bool) {
+    let disk = FaultyDisk::new();
+    disk.0.sync_is_free.store(true, Ordering::SeqCst);
+    let mut place = Place::on(Arc::new(disk));
+    place.config.segment_bytes = Size(400);
+    let (mut log, _) = place.open();
+    for n in 0..9u8 {
+        log.append(&[frame(&[n; 11], 2)]).unwrap();
+    }
+    if clean {
+        log.close().unwrap()
+    } else {
+        drop(log)
+    }
+    let files: Vec<_> = place.segments().into_iter().map(|p| (fs::read(&p).unwrap(), p)).collect();
+    assert!(files.len() >= 2);
+    let mark = fs::read(place.partition().join("clean")).ok();
+    for (i, (bytes, path)) in files.iter().enumerate() {
+        for bit in 0..bytes.len() * 8 {
+            let mut flipped = bytes.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            fs::write(path, &flipped).unwrap();
+            let (log, _) = place.open();
+            check_flipped(&log.handle(), clean, &format!("segment {i}, bit {bit}"));
+            drop(log);
+            files.iter().for_each(|(bytes, path)| fs::write(path, bytes).unwrap());
+            if let Some(mark) = &mark {
+                fs::write(place.partition().join("clean"), mark).unwrap();
+            }
+        }
+    }
+}
+
+fn check_flipped(log: &LogHandle, clean: bool, what: &str) {
+    let mut served = 0;
+    let mut next = 0;
+    for entry in read(log, 0) {
+        match entry {
+            Entry::Frame(frame) => {
+                assert_eq!(frame.base.0, next, "{what}");
+                assert_eq!(&frame.body[..], &[(frame.base.0 / 2) as u8; 11], "{what}");
+                served += 1;
+                next = frame.end().0;
+            }
+            Entry::Quarantined(range) => {
+                assert_eq!((range.from().0, range.count()), (next, 2), "{what}");
+                next = range.to().0;
+            }
+        }
+    }
+    assert_eq!(next, log.latest().0, "{what}");
+    assert!(served >= 8, "{what}: {served}");
+    assert!(next == 18 || (!clean && next == 16), "{what}: to {next}");
+}
+
+#[test]
+fn a_bit_flipped_after_a_clean_stop_costs_its_frame_alone() {
+    flip_every_bit(true);
+}
+
+#[test]
+fn a_bit_flipped_after_a_crash_costs_its_frame_alone() {
+    flip_every_bit(false);
+}
+
+#[test]
+fn damage_is_set_aside_and_the_log_goes_on_behind_it() {
+    let place = Place::with(|config| config.segment_bytes = Size(1 << 20));
+    let (mut log, _) = place.open();
+    for n in 0..6u8 {
+        log.append(&[frame(&[n; 10], 5)]).unwrap();
+    }
+    log.close().unwrap();
+    // The last three frames, with their heads: lost, and known to be by the mark alone.
+    let path = &place.segments()[0];
+    let mut bytes = fs::read(path).unwrap();
+    let len = bytes.len();
+    bytes[len - 210..].fill(0);
+    fs::write(path, &bytes).unwrap();
+    for _ in 0..2 {
+        let (log, recovery) = place.open();
+        assert_eq!(recovery.latest, Offset(30));
+        assert_eq!(recovery.quarantined.len(), 1);
+        assert_eq!(recovery.quarantined[0].count(), 15);
+        assert!(recovery.to_string().contains("15 events damaged at [15, 30)"), "{recovery}");
+        drop(log);
+    }
+    let (mut log, _) = place.open();
+    assert_eq!(log.append(&[frame(b"on", 1)]).unwrap(), [Offset(30)]);
+    drop(log);
+    let (log, _) = place.open();
+    let entries = read(&log.handle(), 0);
+    assert_eq!(entries.len(), 5);
+    assert!(matches!(&entries[3], Entry::Quarantined(range) if range.count() == 15));
+    assert!(matches!(&entries[4], Entry::Frame(frame) if frame.base == Offset(30)));
+    assert!(matches!(&read(&log.handle(), 20)[0], Entry::Quarantined(r) if r.from() == Offset(20)));
+}
+
+#[test]
+fn missing_short_foreign_and_renamed_files_are_never_passed_over() {
+    let place = Place::new();
+    let (mut log, _) = place.open();
+    for n in 0..60u8 {
+        log.append(&[frame(&[n; 90], 1)]).unwrap();
+    }
+    log.close().unwrap();
+    let files = place.segments();
+    assert!(files.len() > 4);
+    let away = place.dir.path().join("away");
+
+    fs::rename(&files[1], &away).unwrap();
+    assert!(matches!(place.try_open(), Err(OpenError::Missing { path }) if path == files[1]));
+    fs::write(&files[1], b"").unwrap();
+    let (log, recovery) = place.open();
+    assert!(!recovery.notes.is_empty());
+    let lost = |e: &Entry| matches!(e, Entry::Quarantined(_));
+    assert_eq!(read(&log.handle(), 0).iter().filter(|e| lost(e)).count(), 1);
+    drop(log);
+    fs::rename(&away, &files[1]).unwrap();
+
+    let last = files.last().unwrap();
+    fs::rename(last, &away).unwrap();
+    assert!(matches!(place.try_open(), Err(OpenError::Missing { path }) if path == *last));
+    fs::rename(&away, last).unwrap();
+
+    for (name, bytes) in [
+        ("notes.txt", b"mine".to_vec()),
+        ("00000000000000000007.seg", fs::read(&files[1]).unwrap()),
+        ("00000000000000099999.seg", fs::read(&files[1]).unwrap()),
+    ] {
+        fs::write(place.partition().join(name), bytes).unwrap();
+        let refused = place.try_open().unwrap_err();
+        assert!(matches!(refused, OpenError::Foreign { .. }), "{refused}");
+        assert!(refused.to_string().contains(name), "{refused}");
+        fs::remove_file(place.partition().join(name)).unwrap();
+    }
+
+    let whole = fs::read(&files[2]).unwrap();
+    fs::write(&files[2], &whole[..whole.len() - 200]).unwrap();
+    let (log, recovery) = place.open();
+    assert!(recovery.to_string().contains("200 bytes too short"), "{recovery}");
+    let entries = read(&log.handle(), 0);
+    assert!(entries.iter().any(lost));
+    assert_eq!(log.handle().latest(), Offset(60));
+    drop(log);
+    fs::write(&files[2], &whole).unwrap();
+    fs::write(place.partition().join("00000000000000000042.seg.new"), b"half").unwrap();
+    let (log, recovery) = place.open();
+    assert!(recovery.to_string().contains("half made"), "{recovery}");
+    assert_eq!(bodies(&log.handle(), 0).len(), 60);
+    drop(log);
+
+    let other = Place::new();
+    let (mut log, _) = other.open();
+    log.append(&[frame(b"x", 1)]).unwrap();
+    drop(log);
+    fs::copy(&files[0], &other.segments()[0]).unwrap();
+    assert!(matches!(other.try_open(), Err(OpenError::Foreign { .. })));
+    fs::remove_file(other.dir.path().join("log/id")).unwrap();
+    assert!(matches!(other.try_open(), Err(OpenError::Foreign { .. })));
+    let two = LogConfig { partitions: 2, ..place.config.clone() };
+    let refused = open(Arc::new(Disk), &two, Arc::clone(&place.clock) as _).unwrap_err();
+    assert!(matches!(refused, OpenError::Partitions { found: 1, configured: 2, .. }));
+}
+
+#[test]
+fn a_clients_bytes_do_not_pass_for_a_frame() {
+    let place = Place::new();
+    let (mut log, _) = place.open();
+    // A frame as another log would write it, inside of a body, and damage before it.
+    let forged = frame(b"forged", 1).header(1, 1, 0, 0).encode(0).0;
+    log.append(&[frame(&[forged.as_slice(), b"forged"].concat(), 1), frame(b"x", 1)]).unwrap();
+    log.append(&[frame(b"y", 1)]).unwrap();
+    drop(log);
+    let path = &place.segments()[0];
+    let mut bytes = fs::read(path).unwrap();
+    bytes[170] ^= 1;
+    fs::write(path, &bytes).unwrap();
+    let (log, _) = place.open();
+    let entries = read(&log.handle(), 0);
+    assert!(matches!(entries[0], Entry::Quarantined(r) if r.count() == 1));
+    assert_eq!(entries.len(), 3);
+}
+
+#[test]
+fn a_stale_frame_behind_the_end_is_not_taken_for_the_next() {
+    let place = Place::with(|config| config.segment_bytes = Size(1 << 20));
+    let (mut log, _) = place.open();
+    for body in [b"one", b"two", b"old"] {
+        log.append(&[frame(body, 1)]).unwrap();
+    }
+    drop(log);
+    let path = place.segments().remove(0);
+    let stale = fs::read(&path).unwrap();
+    fs::write(&path, &stale[..stale.len() - 2 * 63]).unwrap();
+    let (mut log, _) = place.open();
+    log.append(&[frame(b"TWO", 1)]).unwrap();
+    drop(log);
+    let mut bytes = fs::read(&path).unwrap();
+    bytes.extend_from_slice(&stale[stale.len() - 63..]);
+    fs::write(&path, bytes).unwrap();
+    let (log, recovery) = place.open();
+    assert_eq!(recovery.torn_bytes, 63);
+    assert_eq!(bodies(&log.handle(), 0), [(0, b"one".to_vec()), (1, b"TWO".to_vec())]);
+}
+
+#[test]
+fn both_heads_of_a_segment_lost_cost_no_frame_while_another_segment_has_the_key() {
+    for clean in [true, false] {
+        let place = Place::new();
+        let (mut log, _) = place.open();
+        for n in 0..20u8 {
+            log.append(&[frame(&[n; 90], 1)]).unwrap();
+        }
+        if clean {
+            log.close().unwrap()
+        } else {
+            drop(log)
+        }
+        for path in place.segments().iter().skip(1) {
+            let mut bytes = fs::read(path).unwrap();
+            bytes[..160].fill(0);
+            fs::write(path, bytes).unwrap();
+        }
+        let (mut log, recovery) = place.open();
+        assert!(recovery.to_string().contains("made anew"), "{recovery}");
+        assert_eq!(bodies(&log.handle(), 0).len(), 20);
+        log.append(&[frame(b"more", 1)]).unwrap();
+        drop(log);
+        assert_eq!(bodies(&place.open().0.handle(), 0).len(), 21);
+
+        let only = Place::new();
+        let (mut log, _) = only.open();
+        log.append(&[frame(b"one", 1)]).unwrap();
+        drop(log);
+        let path = only.segments().remove(0);
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[..160].fill(0);
+        fs::write(&path, bytes).unwrap();
+        assert!(only.try_open().unwrap_err().to_string().contains("restore it"));
+        fs::write(&path, b"").unwrap();
+        only.open();
+    }
+}

@@ -1,0 +1,235 @@
+//! The writer's thread: takes a group, drops duplicates, appends, settles, answers.
+
+use std::{
+    collections::HashSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tidegate_event::{BatchView, EncodedBatch, EventType, Offset, OffsetRange};
+
+use super::{
+    AppendError, Appended, WriterSettings,
+    dedup::Dedup,
+    ledger::{Ledger, Totals},
+    queue::{Job, Queue, Taken},
+};
+use crate::{
+    books::Tally,
+    clock::Clock,
+    log::{AppendFault, FrameBody, Log},
+    metrics,
+    storage::Storage,
+};
+
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+
+pub(super) struct Writer {
+    pub log: Log,
+    pub queue: Arc<Queue>,
+    pub clock: Arc<dyn Clock>,
+    pub storage: Arc<dyn Storage>,
+    pub settings: WriterSettings,
+    pub dedup: Dedup,
+    pub ledger: Ledger,
+}
+
+/// Should the thread ever panic, nobody waits for it in vain.
+struct PanicGuard(Arc<Queue>);
+
+impl Drop for PanicGuard {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.fail();
+        }
+    }
+}
+
+/// One job of a group, after duplicates were dropped.
+struct Pass {
+    job: Job,
+    /// What is appended, where that is not all of the job's batch; `count` 0: nothing.
+    kept: Option<EncodedBatch>,
+    deduplicated: Vec<u32>,
+}
+
+impl Writer {
+    /// Runs until the queue is closed and empty, then leaves the log cleanly closed.
+    pub fn run(mut self) {
+        let _guard = PanicGuard(Arc::clone(&self.queue));
+        let mut due = Instant::now() + HOUSEKEEPING;
+        loop {
+            match self.queue.take(due) {
+                Taken::Group(jobs) => self.commit(jobs),
+                Taken::Idle => {}
+                Taken::Closed => break,
+            }
+            if Instant::now() >= due {
+                due = Instant::now() + self.keep_house();
+            }
+        }
+        self.save_ledger();
+        if self.queue.is_failed() {
+            return;
+        }
+        if let Err(error) = self.log.close() {
+            tracing::error!(%error, "the log could not be marked as cleanly closed; the next start verifies it");
+        }
+    }
+
+    fn commit(&mut self, jobs: Vec<Job>) {
+        let start = Instant::now();
+        let held = jobs.iter().map(Job::bytes).sum();
+        self.dedup.evict(self.clock.now());
+        let mut remembered = 0;
+        let passes: Vec<_> =
+            jobs.into_iter().map(|job| self.drop_known(job, &mut remembered)).collect();
+        let frames: Result<Vec<FrameBody>, _> =
+            passes.iter().filter_map(|pass| pass.frame(&self.settings)).collect();
+        let appended = match frames {
+            Ok(frames) => self.log.append(&frames).map(|bases| (bases, frames)),
+            Err(fault) => Err(AppendFault::Storage(std::io::Error::other(fault))),
+        };
+        match appended {
+            Ok((bases, frames)) => {
+                self.finish(passes, &bases);
+                let bytes = frames.iter().map(FrameBody::stored_bytes).sum();
+                if bytes > 0 {
+                    self.queue.drained(bytes, start.elapsed());
+                }
+                self.queue.release(held);
+            }
+            Err(fault) => {
+                self.dedup.undo(remembered);
+                self.queue.release(held);
+                self.give_up(passes, &fault);
+            }
+        }
+    }
+
+    /// Takes out the events whose id is known already: from an earlier batch, durable by now, or from
+    /// one before it in this group, which lives and dies with it.
+    fn drop_known(&mut self, job: Job, remembered: &mut usize) -> Pass {
+        let received_at = job.batch.received_at;
+        let mut known = HashSet::new();
+        let mut deduplicated = Vec::new();
+        for key in &job.keys {
+            if self.dedup.insert(key.hash, received_at) {
+                *remembered += 1;
+            } else {
+                known.insert(key.position);
+                deduplicated.push(key.index);
+            }
+        }
+        if known.is_empty() {
+            return Pass { job, kept: None, deduplicated };
+        }
+        let kept = BatchView::parse(&job.batch.body)
+            .and_then(|view| view.without(view.protocol, |position| known.contains(&position)));
+        match kept {
+            Ok(kept) => Pass { job, kept: Some(kept), deduplicated },
+            Err(error) => {
+                // Its keys were read from it: this cannot be, and twice is better than not at all.
+                tracing::error!(%error, "a batch with known ids cannot be taken apart; it is appended whole");
+                Pass { job, kept: None, deduplicated: Vec::new() }
+            }
+        }
+    }
+
+    fn finish(&mut self, passes: Vec<Pass>, bases: &[Offset]) {
+        let mut bases = bases.iter();
+        for mut pass in passes {
+            let batch = pass.kept.as_ref().unwrap_or(&pass.job.batch);
+            let range = (batch.count > 0)
+                .then(|| bases.next())
+                .flatten()
+                .and_then(|base| OffsetRange::new(*base, base.plus(batch.count.into())));
+            for (event_type, totals) in outcomes(&pass.job.batch, batch) {
+                self.ledger.add(&batch.tenant, &event_type, totals);
+                let Totals { accepted, dead_lettered, deduplicated } = totals;
+                let tally = Tally { accepted, dead_lettered, deduplicated, ..Tally::default() };
+                pass.job.entry.settle(&event_type, &tally);
+            }
+            let (partition, deduplicated) = (self.log.handle().partition(), pass.deduplicated);
+            // The caller may have gone away: its events are durable and accounted for all the same.
+            let _ = pass.job.reply.send(Ok(Appended { partition, range, deduplicated }));
+        }
+        self.ledger.set_as_of(self.log.handle().latest());
+    }
+
+    fn give_up(&self, passes: Vec<Pass>, fault: &AppendFault) {
+        let fatal = matches!(fault, AppendFault::Fatal(_));
+        let cause = std::error::Error::source(fault).map(ToString::to_string).unwrap_or_default();
+        tracing::error!(cause, batches = passes.len(), "{fault}");
+        passes.into_iter().for_each(|pass| pass.job.refuse(AppendError::Storage));
+        if fatal {
+            self.queue.fail();
+            (self.settings.on_fatal)();
+        }
+    }
+
+    /// Retention, backlog and ledger; returns when to come again.
+    fn keep_house(&mut self) -> Duration {
+        let start = Instant::now();
+        if let Err(error) = self.log.trim() {
+            tracing::error!(%error, "old segments of the log cannot be removed");
+        }
+        let log = self.log.handle();
+        let held = log.lowest_hold().map_or(0, |(_, offset)| log.bytes_since(offset));
+        self.queue.set_backlogged(held > self.settings.backlog_bytes);
+        let waiting = self.queue.stats().held_bytes;
+        metrics::stage_held_bytes("writer", i64::try_from(waiting).unwrap_or(i64::MAX));
+        self.save_ledger();
+        // Housekeeping of many tenants takes at most a fiftieth of the thread's time.
+        HOUSEKEEPING.max(start.elapsed() * 50)
+    }
+
+    fn save_ledger(&mut self) {
+        if let Err(error) = self.ledger.save(&*self.storage) {
+            tracing::error!(%error, "the ledger cannot be written; it is tried again");
+        }
+    }
+}
+
+impl Pass {
+    /// The frame to append; `None` where every event is known.
+    fn frame(
+        &self,
+        settings: &WriterSettings,
+    ) -> Option<Result<FrameBody, crate::log::FrameError>> {
+        match &self.kept {
+            None => Some(Ok(self.job.frame.clone())),
+            Some(kept) if kept.count == 0 => None,
+            Some(kept) => Some(FrameBody::prepare(
+                kept.body.clone(),
+                kept.count,
+                kept.received_at,
+                settings.codec,
+            )),
+        }
+    }
+}
+
+/// Per type: what of `whole` was appended as `kept`, and how many were known.
+fn outcomes(whole: &EncodedBatch, kept: &EncodedBatch) -> Vec<(EventType, Totals)> {
+    let mut all: Vec<(EventType, Totals)> = Vec::new();
+    for tally in &whole.tallies {
+        let events = tally.accepted + tally.dead_lettered;
+        match all.iter_mut().find(|(event_type, _)| *event_type == tally.event_type) {
+            Some((_, totals)) => totals.deduplicated += events,
+            None => {
+                let totals = Totals { deduplicated: events, ..Totals::default() };
+                all.push((tally.event_type.clone(), totals));
+            }
+        }
+    }
+    for tally in &kept.tallies {
+        let same = all.iter_mut().find(|(event_type, _)| *event_type == tally.event_type);
+        let Some((_, totals)) = same else { continue };
+        totals.accepted += tally.accepted;
+        totals.dead_lettered += tally.dead_lettered;
+        totals.deduplicated =
+            totals.deduplicated.saturating_sub(tally.accepted + tally.dead_lettered);
+    }
+    all
+}
