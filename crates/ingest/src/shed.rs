@@ -1,5 +1,9 @@
 //! Who is full, and what the client is told: one table, nothing else chooses these codes.
 
+use std::time::Duration;
+
+use tidegate_event::TenantId;
+
 /// Why a request was refused on purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ShedReason {
@@ -75,4 +79,10 @@ impl ShedReason {
             }
         }
     }
+}
+
+/// Who is full behind the log: asked before a body is read, so it must be cheap.
+pub trait Pressure: Send + Sync {
+    /// Whether this tenant's events are to be refused now, why, and when to come again.
+    fn shed(&self, tenant: &TenantId) -> Option<(ShedReason, Duration)>;
 }
