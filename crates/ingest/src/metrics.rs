@@ -88,6 +88,10 @@ counter! {
     sink_rows(sink) = "tidegate_sink_rows_total";
     #[doc = "Attempts that failed and are made again, by sink."]
     sink_retries(sink) = "tidegate_sink_retries_total";
+    #[doc = "Rows set aside because the sink refuses them for good, by sink."]
+    sink_quarantined_rows(sink) = "tidegate_sink_quarantined_rows_total";
+    #[doc = "Rows skipped because they expired, by sink."]
+    sink_expired_rows(sink) = "tidegate_sink_expired_rows_total";
 }
 
 gauge! {
@@ -108,6 +112,8 @@ histogram! {
     log_sync_seconds(partition) = "tidegate_log_sync_duration_seconds", SECONDS;
     #[doc = "From received to visible, the oldest event of each window, by sink."]
     sink_freshness_seconds(sink) = "tidegate_sink_freshness_seconds", SECONDS;
+    #[doc = "From received to visible, each request, by sink."]
+    sink_visible_seconds(sink) = "tidegate_sink_visible_seconds", SECONDS;
 }
 
 /// Everything, in Prometheus' text format (version 0.0.4).

@@ -1,8 +1,121 @@
 //! Where events go: one cursor per partition and sink.
+//!
+//! | file | purpose |
+//! | --- | --- |
+//! | `source` | what a sink needs of a log |
+//! | `rows` | the frames of a window, sorted into lanes |
+//! | `state` | the cursor file: cursor, intent, held lanes, counts |
+//! | `runner` | starts, drains and asks the workers: what the rest of the program sees |
+//! | `worker` | read, cut, intent, write, cursor: once, for all sinks; `window` cuts, `held` lets a lane catch up, `expire` skips |
+//! | `blackhole` | the shortest sink, meant to be copied (docs/add-a-sink.md) |
+//! | `lake` | Parquet and JSONL files in a folder or an object store |
+//!
+//! Exactly once, in short: a window `[from, to)` is cut, its intent is made durable, each lane's
+//! rows are written under names that follow from the rows alone, the cursor is made durable at `to`.
+//! After a crash the same window is read again (its hash says that it is the same), and writing it
+//! again changes nothing.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
+use tokio::runtime::Handle;
 
-use crate::config::{Size, Span};
+use crate::{
+    config::{Size, Span},
+    storage::Storage,
+};
+
+mod blackhole;
+mod expire;
+mod held;
+pub mod lake;
+mod poison;
+mod quarantine;
+pub mod rows;
+pub mod runner;
+pub mod source;
+pub mod state;
+pub mod status;
+mod window;
+mod worker;
+
+pub use rows::{Lane, LaneRows};
+pub use runner::{SinkParts, SinkStartError, Sinks, start, start_with};
+pub use status::{Counts, HeldLane, LaneCounts, SinkState, SinkStatus};
+
+/// Every kind of sink. To add one, add a row.
+pub const SINKS: &[SinkKind] = &[blackhole::KIND, lake::KIND];
+
+/// One kind of sink.
+pub struct SinkKind {
+    /// As it stands in `kind`.
+    pub name: &'static str,
+    /// Checks its configuration and opens it. Makes no request.
+    pub open: fn(&SinkConfig, &SinkContext) -> Result<Arc<dyn Sink>, SinkConfigError>,
+}
+
+/// What a sink may use.
+#[derive(Clone)]
+pub struct SinkContext {
+    /// The data folder.
+    pub data_dir: PathBuf,
+    /// The file system.
+    pub storage: Arc<dyn Storage>,
+    /// Schemas by their hash.
+    pub schemas: Arc<dyn lake::Schemas>,
+    /// Where futures are run.
+    pub runtime: Handle,
+}
+
+/// A sink's configuration is wrong, or its place cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct SinkConfigError(pub String);
+
+/// A destination. Called from one thread per partition, blocking.
+pub trait Sink: Send + Sync {
+    /// Writes all rows of one lane of one window, durably and visibly, under names (or tokens) that
+    /// follow from the rows alone: the same rows are written again after a fault or a crash, and
+    /// that must change nothing.
+    ///
+    /// # Errors
+    /// [`WriteError`]: what the runner must do next.
+    fn write(&self, rows: &LaneRows<'_>) -> Result<(), WriteError>;
+
+    /// Asks whether the destination takes anything at all: tells its outage from one lane's.
+    ///
+    /// # Errors
+    /// Its own words when it does not.
+    fn probe(&self) -> Result<(), String>;
+
+    /// How old the oldest event may grow before a window is cut, where the configuration is silent.
+    fn flush_age(&self) -> Duration {
+        Duration::from_secs(5)
+    }
+}
+
+/// What the runner must do next. Variants are actions, not causes.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WriteError {
+    /// Try the same rows again later: the sink waits if its probe fails too, else the lane alone.
+    #[error("not written: {cause}")]
+    Retry {
+        /// The destination's own words.
+        cause: String,
+    },
+    /// What is there already is not what these rows make: alarm, never overwrite, hold the lane.
+    #[error("there is something else already: {cause}")]
+    Conflict {
+        /// Where, and what.
+        cause: String,
+    },
+    /// These rows can never be written: set them aside and write the others.
+    #[error("{} rows can never be written", rows.len())]
+    Reject {
+        /// Their places in the rows given, in order, and why.
+        rows: Vec<(usize, String)>,
+    },
+}
 
 /// `[[sink]]`
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]

@@ -1,0 +1,25 @@
+//! Takes everything and keeps nothing: the shortest complete sink, meant to be copied.
+
+use std::sync::Arc;
+
+use super::{LaneRows, Sink, SinkConfigError, SinkKind, WriteError};
+
+pub(super) const KIND: SinkKind = SinkKind {
+    name: "blackhole",
+    open: |config, _context| match config.options.keys().next() {
+        Some(key) => Err(SinkConfigError(format!("blackhole has no option {key:?}"))),
+        None => Ok(Arc::new(Blackhole)),
+    },
+};
+
+struct Blackhole;
+
+impl Sink for Blackhole {
+    fn write(&self, _rows: &LaneRows<'_>) -> Result<(), WriteError> {
+        Ok(())
+    }
+
+    fn probe(&self) -> Result<(), String> {
+        Ok(())
+    }
+}

@@ -1,0 +1,229 @@
+//! The lake: Parquet (or JSONL) files in a folder or an object store (docs/lake.md).
+//!
+//! | file | purpose |
+//! | --- | --- |
+//! | `layout` | where a file lies, and what its name says |
+//! | `table` | the rows of a lane as files-to-be: columns, names |
+//! | `project` | an event's fields as the values of its schema's columns |
+//! | `columns` | flat vectors of values |
+//! | `parquet`, `jsonl` | a table as bytes; the same table, the same bytes |
+//! | `store` | puts a file whole, once, durable |
+//! | `inventory` | reads a lake back, for audits |
+
+mod columns;
+mod inventory;
+mod jsonl;
+pub mod layout;
+mod parquet;
+mod project;
+mod store;
+mod table;
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+
+pub use columns::{Column, Kind};
+pub use inventory::{FileFacts, InventoryError, LakeReader, LaneCheck};
+pub use layout::{FileName, Format};
+pub use project::{Project, SchemaColumn, Schemas};
+pub use store::{LakeStore, OpenStoreError, Put, StoreError, Wrap};
+
+use super::{LaneRows, Sink, SinkConfig, SinkConfigError, SinkContext, SinkKind, WriteError};
+use table::FilePlan;
+
+pub(super) const KIND: SinkKind = SinkKind {
+    name: "lake",
+    open: |config, context| Ok(Arc::new(Lake::open(config, context, &|store| store)?)),
+};
+
+/// The key of a file's rows hash in its key-value metadata.
+const ROWS_HASH: &str = "tidegate.rows_hash";
+
+/// Writes lanes as files.
+pub struct Lake {
+    store: LakeStore,
+    format: Format,
+    schemas: Arc<dyn Schemas>,
+}
+
+/// What `options` may hold.
+struct Options {
+    format: Format,
+    store: toml::Table,
+}
+
+impl Options {
+    fn read(config: &SinkConfig) -> Result<Self, SinkConfigError> {
+        let mut options = Self { format: Format::Parquet, store: toml::Table::new() };
+        for (key, value) in &config.options {
+            match (key.as_str(), value) {
+                ("format", toml::Value::String(name)) => {
+                    options.format = Format::from_name(name).ok_or_else(|| {
+                        let names: Vec<_> = Format::ALL.iter().map(|(name, _)| *name).collect();
+                        SinkConfigError(format!(
+                            "options.format {name:?} is none of {}",
+                            names.join(", ")
+                        ))
+                    })?;
+                }
+                ("store", toml::Value::Table(table)) => options.store = table.clone(),
+                _ => {
+                    return Err(SinkConfigError(format!(
+                        "lake has no option {key:?} of this form; it has format (text) and store \
+                         (a table for the object store's client)"
+                    )));
+                }
+            }
+        }
+        Ok(options)
+    }
+}
+
+/// Where the lake of `config` is: its `url`, else a folder in the data folder.
+#[must_use]
+pub fn url(config: &SinkConfig, data_dir: &std::path::Path) -> String {
+    match &config.url {
+        Some(url) => url.clone(),
+        None => data_dir.join("lake").to_string_lossy().into_owned(),
+    }
+}
+
+impl Lake {
+    /// Opens the lake of `config`; `wrap` puts itself between it and its store.
+    ///
+    /// # Errors
+    /// [`SinkConfigError`] for options nobody knows and places that cannot be opened.
+    pub fn open(
+        config: &SinkConfig,
+        context: &SinkContext,
+        wrap: Wrap<'_>,
+    ) -> Result<Self, SinkConfigError> {
+        let options = Options::read(config)?;
+        let store = LakeStore::open(
+            &url(config, &context.data_dir),
+            &options.store,
+            Arc::clone(&context.storage),
+            context.runtime.clone(),
+            wrap,
+        )
+        .map_err(|e| SinkConfigError(e.to_string()))?;
+        Ok(Self { store, format: options.format, schemas: Arc::clone(&context.schemas) })
+    }
+
+    /// What splits the rows of `plan` into columns; dead letters are not split.
+    fn schema(
+        &self,
+        rows: &LaneRows<'_>,
+        plan: &FilePlan,
+    ) -> Result<Option<Arc<dyn Project>>, WriteError> {
+        if rows.lane.dead {
+            return Ok(None);
+        }
+        if plan.schema.hash == [0; 16] {
+            return Ok(Some(self.schemas.none()));
+        }
+        let missing = || WriteError::Retry {
+            cause: format!(
+                "the schema {} (version {}) these events were judged by is not in the data folder",
+                hex::encode(plan.schema.hash),
+                plan.schema.version
+            ),
+        };
+        self.schemas.get(plan.schema).ok_or_else(missing).map(Some)
+    }
+
+    /// Makes the file of `plan` in memory.
+    fn encode(&self, rows: &LaneRows<'_>, plan: &FilePlan) -> Result<(Bytes, String), WriteError> {
+        let schema = self.schema(rows, plan)?;
+        let made = table::build(rows, plan, schema.as_deref());
+        let made = made.map_err(|rows| WriteError::Reject { rows })?;
+        let fault = |error: String| {
+            // The encoder refused the table as a whole: which rows are to blame?
+            let cause = format!("they cannot be encoded: {error}");
+            let guilty = super::poison::guilty(plan.rows.len(), &mut |range| {
+                let part = plan.part(range);
+                table::build(rows, &part, schema.as_deref())
+                    .is_ok_and(|made| encode_table(made, self.format).is_err())
+            });
+            let blamed = guilty.into_iter().filter_map(|i| plan.rows.get(i).copied());
+            WriteError::Reject { rows: blamed.map(|i| (i as usize, cause.clone())).collect() }
+        };
+        let hash = made.hash.clone();
+        let bytes = encode_table(made, self.format).map_err(fault)?;
+        Ok((Bytes::from(bytes), hash))
+    }
+
+    fn write_file(&self, rows: &LaneRows<'_>, plan: &FilePlan) -> Result<(), WriteError> {
+        let (bytes, hash) = self.encode(rows, plan)?;
+        let path = plan.name(rows).path(self.store.root(), self.format);
+        let retry = |e: StoreError| WriteError::Retry { cause: e.to_string() };
+        match self.store.put_new(&path, bytes.clone()).map_err(retry)? {
+            Put::Done => Ok(()),
+            // Another version of the program may encode the same rows to other bytes.
+            Put::Taken(there) if self.same_rows(&there, &bytes, &hash) => {
+                self.store.confirm(&path).map_err(retry)
+            }
+            Put::Taken(there) => Err(WriteError::Conflict {
+                cause: format!(
+                    "{path} holds {} bytes that are not these {} rows (hash {hash}); it was not \
+                     touched",
+                    there.len(),
+                    plan.rows.len()
+                ),
+            }),
+        }
+    }
+
+    fn same_rows(&self, there: &Bytes, ours: &Bytes, hash: &str) -> bool {
+        match self.format {
+            Format::Parquet => {
+                inventory::fact(there.clone(), ROWS_HASH).is_some_and(|theirs| theirs == hash)
+            }
+            Format::Jsonl | Format::JsonlGz | Format::JsonlZst => {
+                let lines = |bytes: &Bytes| jsonl::decode(bytes, self.format).ok();
+                lines(there).is_some_and(|theirs| Some(theirs) == lines(ours))
+            }
+        }
+    }
+}
+
+fn encode_table(made: table::Made, format: Format) -> Result<Vec<u8>, String> {
+    match format {
+        Format::Parquet => {
+            let mut facts = vec![(ROWS_HASH, made.hash)];
+            facts.extend(made.facts);
+            parquet::encode(made.table, &facts).map_err(|e| e.to_string())
+        }
+        Format::Jsonl | Format::JsonlGz | Format::JsonlZst => {
+            jsonl::encode(&made.table, format).map_err(|e| e.to_string())
+        }
+    }
+}
+
+impl Sink for Lake {
+    fn write(&self, rows: &LaneRows<'_>) -> Result<(), WriteError> {
+        let mut guilty = Vec::new();
+        for plan in table::plan(rows) {
+            match self.write_file(rows, &plan) {
+                Ok(()) => {}
+                // A file with a guilty row was not made; the files without one stay as they are.
+                Err(WriteError::Reject { rows }) => guilty.extend(rows),
+                Err(other) => return Err(other),
+            }
+        }
+        if guilty.is_empty() {
+            return Ok(());
+        }
+        guilty.sort_unstable_by_key(|(index, _)| *index);
+        Err(WriteError::Reject { rows: guilty })
+    }
+
+    fn probe(&self) -> Result<(), String> {
+        self.store.probe().map_err(|e| e.to_string())
+    }
+
+    fn flush_age(&self) -> Duration {
+        Duration::from_secs(if self.store.is_local() { 5 } else { 60 })
+    }
+}

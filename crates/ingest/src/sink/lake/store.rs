@@ -1,0 +1,385 @@
+//! Where a lake's files are put: a local folder or an object store, each file whole, once, durable.
+//!
+//! A local file is written under `staging/`, synced, then linked to its final name, which must be
+//! free, and the folder of that name is synced; so whoever reads the folder sees whole files or
+//! none. On an object store a file is one create-only put.
+
+use std::{
+    collections::HashSet,
+    path::{Component, Path as FilePath, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::TryStreamExt;
+use object_store::{
+    ObjectStore, ObjectStoreExt, ObjectStoreScheme, PutMode, PutPayload, RetryConfig,
+    aws::AmazonS3Builder, azure::MicrosoftAzureBuilder, gcp::GoogleCloudStorageBuilder,
+    local::LocalFileSystem, path::Path,
+};
+use tokio::runtime::Handle;
+
+use crate::storage::Storage;
+
+/// What became of a file that was to be put.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Put {
+    /// It is there now, or was there with just these bytes; durable.
+    Done,
+    /// The name is taken by these other bytes.
+    Taken(Bytes),
+}
+
+/// The destination did not take, or does not give, a file.
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: {cause}")]
+pub struct StoreError {
+    /// Which file.
+    pub path: String,
+    /// The destination's own words.
+    pub cause: String,
+}
+
+/// The place cannot be opened; nothing to be retried.
+#[derive(Debug, thiserror::Error)]
+#[error("lake at {url}: {cause}")]
+pub struct OpenStoreError {
+    /// As it stands in the configuration.
+    pub url: String,
+    /// What is wrong with it.
+    pub cause: String,
+}
+
+/// Puts itself between the lake and its store; tests make faults with it.
+pub type Wrap<'a> = &'a dyn Fn(Arc<dyn ObjectStore>) -> Arc<dyn ObjectStore>;
+
+/// The place of one lake.
+pub struct LakeStore {
+    objects: Arc<dyn ObjectStore>,
+    root: Path,
+    local: Option<Local>,
+    runtime: Handle,
+}
+
+struct Local {
+    dir: PathBuf,
+    storage: Arc<dyn Storage>,
+    /// Syncs the folder it links into.
+    durable: Arc<dyn ObjectStore>,
+    /// Folders whose names are known to be durable since this start.
+    known: Mutex<HashSet<PathBuf>>,
+}
+
+const STAGING: &str = "staging";
+const PROBE: &str = "probe";
+
+impl LakeStore {
+    /// Opens `url`: a folder, `file://`, `s3://`, `gs://` or `az://`; `options` go to the object
+    /// store's client, on top of the usual environment variables. Removes what an earlier run left
+    /// in `staging/`. No request is made to an object store.
+    ///
+    /// # Errors
+    /// [`OpenStoreError`] for a URL or option nobody knows, and for a folder that cannot be made.
+    pub fn open(
+        url: &str,
+        options: &toml::Table,
+        storage: Arc<dyn Storage>,
+        runtime: Handle,
+        wrap: Wrap<'_>,
+    ) -> Result<Self, OpenStoreError> {
+        let fault = |cause: String| OpenStoreError { url: url.to_owned(), cause };
+        match folder(url) {
+            Some(dir) => Self::open_local(&dir, options, storage, runtime, wrap).map_err(fault),
+            None => {
+                let (objects, root) = open_remote(url, options).map_err(fault)?;
+                Ok(Self { objects: wrap(objects), root, local: None, runtime })
+            }
+        }
+    }
+
+    /// Opens `url` without changing anything there.
+    ///
+    /// # Errors
+    /// As [`LakeStore::open`]; a folder must exist.
+    pub fn open_to_read(
+        url: &str,
+        options: &toml::Table,
+        runtime: Handle,
+    ) -> Result<Self, OpenStoreError> {
+        let fault = |cause: String| OpenStoreError { url: url.to_owned(), cause };
+        let Some(dir) = folder(url) else {
+            let (objects, root) = open_remote(url, options).map_err(fault)?;
+            return Ok(Self { objects, root, local: None, runtime });
+        };
+        let files = LocalFileSystem::new_with_prefix(dir).map_err(|e| fault(e.to_string()))?;
+        Ok(Self { objects: Arc::new(files), root: Path::default(), local: None, runtime })
+    }
+
+    fn open_local(
+        dir: &FilePath,
+        options: &toml::Table,
+        storage: Arc<dyn Storage>,
+        runtime: Handle,
+        wrap: Wrap<'_>,
+    ) -> Result<Self, String> {
+        if let Some((key, _)) = options.iter().next() {
+            return Err(format!("a local folder has no store option {key:?}"));
+        }
+        let staging = dir.join(STAGING);
+        storage.create_dir_all(&staging).map_err(|e| format!("{}: {e}", staging.display()))?;
+        let stale = storage.list(&staging).map_err(|e| format!("{}: {e}", staging.display()))?;
+        for name in stale {
+            let path = staging.join(name);
+            storage.remove(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+        }
+        let files = LocalFileSystem::new_with_prefix(dir).map_err(|e| e.to_string())?;
+        let local = Local {
+            dir: dir.to_owned(),
+            storage,
+            durable: wrap(Arc::new(files.clone().with_fsync(true))),
+            known: Mutex::default(),
+        };
+        Ok(Self {
+            objects: wrap(Arc::new(files)),
+            root: Path::default(),
+            local: Some(local),
+            runtime,
+        })
+    }
+
+    /// True for a folder of this machine.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        self.local.is_some()
+    }
+
+    /// Where the lake begins in its store.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Puts a file that must not be there yet, or be there with the same bytes. Blocks.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the destination did not take it, or nobody knows; try again.
+    pub fn put_new(&self, path: &Path, bytes: Bytes) -> Result<Put, StoreError> {
+        let fault = |cause: String| StoreError { path: path.to_string(), cause };
+        let created = match &self.local {
+            Some(local) => self.link_new(local, path, bytes.clone()).map_err(fault)?,
+            None => {
+                let payload = PutPayload::from(bytes.clone());
+                let put = self.objects.put_opts(path, payload, PutMode::Create.into());
+                match self.runtime.block_on(put) {
+                    Ok(_) => true,
+                    Err(
+                        object_store::Error::AlreadyExists { .. }
+                        | object_store::Error::Precondition { .. },
+                    ) => false,
+                    Err(error) => return Err(fault(error.to_string())),
+                }
+            }
+        };
+        if created {
+            return Ok(Put::Done);
+        }
+        let there = self.get(path)?;
+        if there != bytes {
+            return Ok(Put::Taken(there));
+        }
+        if let Some(local) = &self.local {
+            // An earlier attempt may have been cut between the link and the sync of its folder.
+            local.sync(path).map_err(fault)?;
+        }
+        Ok(Put::Done)
+    }
+
+    /// Says that the file at `path`, which an earlier attempt made, is durable.
+    ///
+    /// # Errors
+    /// [`StoreError`] when it cannot be synced.
+    pub fn confirm(&self, path: &Path) -> Result<(), StoreError> {
+        match &self.local {
+            Some(local) => {
+                local.sync(path).map_err(|cause| StoreError { path: path.to_string(), cause })
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// True where it was made now, false where the name was taken.
+    fn link_new(&self, local: &Local, path: &Path, bytes: Bytes) -> Result<bool, String> {
+        let name = path.filename().unwrap_or(PROBE);
+        let staged = Path::from_iter([STAGING, name]);
+        local.make_folders(path)?;
+        self.runtime
+            .block_on(self.objects.put_opts(&staged, bytes.into(), PutMode::Overwrite.into()))
+            .map_err(|e| e.to_string())?;
+        let file = local.dir.join(STAGING).join(name);
+        let synced = local.storage.open(&file).and_then(|file| file.sync_data());
+        let linked = synced.map_err(|e| e.to_string()).and_then(|()| {
+            match self.runtime.block_on(local.durable.copy_if_not_exists(&staged, path)) {
+                Ok(()) => Ok(true),
+                Err(object_store::Error::AlreadyExists { .. }) => Ok(false),
+                Err(error) => Err(error.to_string()),
+            }
+        });
+        // Its name need not be durably gone: what is left in `staging/` is removed at the next start.
+        let removed = self.runtime.block_on(self.objects.delete(&staged));
+        if let (Ok(_), Err(error)) = (&linked, removed) {
+            tracing::warn!(path = %file.display(), %error, "a staged file could not be removed");
+        }
+        linked
+    }
+
+    /// Asks whether the destination as a whole takes writes. Blocks.
+    ///
+    /// # Errors
+    /// [`StoreError`] when it does not.
+    pub fn probe(&self) -> Result<(), StoreError> {
+        let path: Path = self.root.parts().chain([STAGING.into(), PROBE.into()]).collect();
+        let fault = |cause: String| StoreError { path: path.to_string(), cause };
+        if let Some(local) = &self.local {
+            for area in ["events", "dead_letters"] {
+                let probe = local.dir.join(area);
+                local.storage.create_dir_all(&probe).map_err(|e| fault(e.to_string()))?;
+            }
+        }
+        let payload = PutPayload::from_static(b"tidegate\n");
+        let put = self.objects.put_opts(&path, payload, PutMode::Overwrite.into());
+        self.runtime.block_on(put).map_err(|e| fault(e.to_string()))?;
+        self.runtime.block_on(self.objects.delete(&path)).map_err(|e| fault(e.to_string()))
+    }
+
+    /// A whole file. Blocks.
+    ///
+    /// # Errors
+    /// [`StoreError`] when it is not there or cannot be read.
+    pub fn get(&self, path: &Path) -> Result<Bytes, StoreError> {
+        let fault =
+            |e: object_store::Error| StoreError { path: path.to_string(), cause: e.to_string() };
+        self.runtime.block_on(async { self.objects.get(path).await?.bytes().await }).map_err(fault)
+    }
+
+    /// Part of a file. Blocks.
+    ///
+    /// # Errors
+    /// [`StoreError`] when it is not there or cannot be read.
+    pub fn get_range(&self, path: &Path, range: std::ops::Range<u64>) -> Result<Bytes, StoreError> {
+        let fault =
+            |e: object_store::Error| StoreError { path: path.to_string(), cause: e.to_string() };
+        self.runtime.block_on(self.objects.get_range(path, range)).map_err(fault)
+    }
+
+    /// Every file below `folder` (under the root) with its size in bytes. Blocks.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store cannot be listed.
+    pub fn list(&self, folder: &str) -> Result<Vec<(Path, u64)>, StoreError> {
+        let prefix: Path = self.root.parts().chain([folder.into()]).collect();
+        let found = self.objects.list(Some(&prefix)).map_ok(|meta| (meta.location, meta.size));
+        self.runtime
+            .block_on(found.try_collect())
+            .map_err(|e| StoreError { path: prefix.to_string(), cause: e.to_string() })
+    }
+}
+
+impl Local {
+    fn file(&self, path: &Path) -> PathBuf {
+        path.parts().fold(self.dir.clone(), |dir, part| dir.join(part.as_ref()))
+    }
+
+    /// Makes the folders above `path` and their names durable. A folder that is there may have been
+    /// made by a run that was cut before it synced, or by another thread that has not yet: each is
+    /// synced once by this process.
+    fn make_folders(&self, path: &Path) -> Result<(), String> {
+        let file = self.file(path);
+        let Some(parent) = file.parent() else { return Ok(()) };
+        if self.is_known(parent) {
+            return Ok(());
+        }
+        let below = parent.strip_prefix(&self.dir).map_err(|e| e.to_string())?;
+        let mut dir = self.dir.clone();
+        for part in below.components() {
+            let Component::Normal(part) = part else { continue };
+            let above = dir.clone();
+            dir.push(part);
+            if self.is_known(&dir) && dir.is_dir() {
+                continue;
+            }
+            let fault = |e: std::io::Error| format!("{}: {e}", dir.display());
+            self.storage.create_dir_all(&dir).map_err(fault)?;
+            self.storage.sync_dir(&above).map_err(fault)?;
+            self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(dir.clone());
+        }
+        Ok(())
+    }
+
+    fn is_known(&self, dir: &FilePath) -> bool {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).contains(dir);
+        known && dir.is_dir()
+    }
+
+    fn sync(&self, path: &Path) -> Result<(), String> {
+        let file = self.file(path);
+        let fault = |e: std::io::Error| format!("{}: {e}", file.display());
+        self.make_folders(path)?;
+        self.storage.open(&file).and_then(|f| f.sync_data()).map_err(fault)?;
+        match file.parent() {
+            Some(dir) => self.storage.sync_dir(dir).map_err(fault),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The folder that `url` means, if it means one.
+#[must_use]
+pub fn folder(url: &str) -> Option<PathBuf> {
+    match url.split_once("://") {
+        None => Some(PathBuf::from(url)),
+        Some(("file", path)) => {
+            let parsed = url::Url::parse(url).ok().and_then(|u| u.to_file_path().ok());
+            Some(parsed.unwrap_or_else(|| PathBuf::from(path)))
+        }
+        Some(_) => None,
+    }
+}
+
+fn open_remote(url: &str, options: &toml::Table) -> Result<(Arc<dyn ObjectStore>, Path), String> {
+    // reqwest brings no crypto provider of its own. An error says that one is installed already.
+    let _installed = rustls::crypto::ring::default_provider().install_default();
+    let parsed = url::Url::parse(url).map_err(|e| e.to_string())?;
+    let (scheme, path) = ObjectStoreScheme::parse(&parsed).map_err(|e| e.to_string())?;
+    // The sink waits and retries by itself, and says so in `status` meanwhile.
+    let retry = RetryConfig {
+        max_retries: 2,
+        retry_timeout: Duration::from_secs(20),
+        ..RetryConfig::default()
+    };
+    macro_rules! build {
+        ($builder:ty) => {{
+            let mut builder = <$builder>::from_env().with_url(url).with_retry(retry);
+            for (key, value) in options {
+                let known = key.to_ascii_lowercase().parse();
+                let known = known.map_err(|_| format!("unknown store option {key:?}"))?;
+                builder = builder.with_config(known, text(value));
+            }
+            Arc::new(builder.build().map_err(|e| e.to_string())?) as Arc<dyn ObjectStore>
+        }};
+    }
+    let store = match scheme {
+        ObjectStoreScheme::AmazonS3 => build!(AmazonS3Builder),
+        ObjectStoreScheme::GoogleCloudStorage => build!(GoogleCloudStorageBuilder),
+        ObjectStoreScheme::MicrosoftAzure => build!(MicrosoftAzureBuilder),
+        _ => return Err("write a folder, file://, s3://, gs:// or az://".to_owned()),
+    };
+    Ok((store, path))
+}
+
+fn text(value: &toml::Value) -> String {
+    match value.as_str() {
+        Some(text) => text.to_owned(),
+        None => value.to_string(),
+    }
+}

@@ -1,0 +1,472 @@
+//! Starts the sinks' workers, drains them, and answers for them.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use tidegate_event::{EventType, Offset, Partition, TenantId};
+use tokio::{runtime::Handle, sync::watch};
+
+use super::{
+    Policy, SINKS, Sink, SinkConfig, SinkContext,
+    lake::{self, Schemas},
+    quarantine::Quarantine,
+    rows::{Lane, Lanes},
+    source::{LogSource, SourceEntry, SourceError},
+    state::{State, StateFault},
+    status::{Counts, HeldLane, PartitionStatus, SinkState, SinkStatus},
+    window::{Cut, Gatherer},
+    worker::{Board, Shared, Worker},
+};
+use crate::{
+    clock::Clock,
+    metrics,
+    shed::{Pressure, ShedReason},
+    storage::Storage,
+};
+
+/// What the sinks stand on.
+#[derive(Clone)]
+pub struct SinkParts {
+    /// Every partition of the log.
+    pub logs: Vec<Arc<dyn LogSource>>,
+    /// Schemas by their hash.
+    pub schemas: Arc<dyn Schemas>,
+    /// The file system of the data folder and of local lakes.
+    pub storage: Arc<dyn Storage>,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// The data folder.
+    pub data_dir: PathBuf,
+    /// `log.backlog_bytes`: the bound of each sink's backlog, over all partitions.
+    pub backlog_bytes: u64,
+    /// Where the sinks' futures are run.
+    pub runtime: Handle,
+}
+
+/// The sinks cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum SinkStartError {
+    /// The configuration is wrong, or a place cannot be opened.
+    #[error("sink {sink:?}: {cause}")]
+    Config {
+        /// Which sink.
+        sink: String,
+        /// What is wrong, and what to write instead.
+        cause: String,
+    },
+    /// A cursor cannot be used.
+    #[error("sink {sink:?}: its cursor file {} cannot be used: {fault}", path.display())]
+    State {
+        /// Which sink.
+        sink: String,
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        fault: StateFault,
+    },
+    /// A folder cannot be made or a thread not be started.
+    #[error("sink {sink:?}: {}: {source}", path.display())]
+    Io {
+        /// Which sink.
+        sink: String,
+        /// Which file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+/// The running sinks.
+pub struct Sinks {
+    sinks: Vec<Running>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    pressure: Mutex<PressureCache>,
+}
+
+struct Running {
+    config: SinkConfig,
+    lane_bytes: u64,
+    bound_bytes: u64,
+    partitions: Vec<Arc<Shared>>,
+}
+
+/// What sheds, asked again at most every [`PRESSURE_AGE`].
+#[derive(Default)]
+struct PressureCache {
+    at: Option<Instant>,
+    log_full: bool,
+    lanes: HashMap<TenantId, Duration>,
+}
+
+const PRESSURE_AGE: Duration = Duration::from_millis(100);
+/// When to come again while a sink that blocks holds the whole log.
+const LOG_FULL_RETRY: Duration = Duration::from_secs(5);
+
+/// Opens every sink of the configuration and starts it where its cursor stands.
+///
+/// # Errors
+/// [`SinkStartError`]; no thread is left running.
+pub fn start(configs: &[SinkConfig], parts: &SinkParts) -> Result<Sinks, SinkStartError> {
+    let context = SinkContext {
+        data_dir: parts.data_dir.clone(),
+        storage: Arc::clone(&parts.storage),
+        schemas: Arc::clone(&parts.schemas),
+        runtime: parts.runtime.clone(),
+    };
+    let mut opened = Vec::new();
+    for config in configs {
+        let fault = |cause: String| SinkStartError::Config { sink: config.name.clone(), cause };
+        let kind = SINKS.iter().find(|kind| kind.name == config.kind).ok_or_else(|| {
+            let kinds: Vec<_> = SINKS.iter().map(|kind| kind.name).collect();
+            fault(format!("kind {:?} is none of {}", config.kind, kinds.join(", ")))
+        })?;
+        let mut own = config.clone();
+        own.options.remove("lane_bytes");
+        let sink = (kind.open)(&own, &context).map_err(|e| fault(e.to_string()))?;
+        opened.push((config.clone(), sink));
+    }
+    start_with(opened, parts)
+}
+
+/// Starts sinks that are open already.
+///
+/// # Errors
+/// As [`start`].
+pub fn start_with(
+    opened: Vec<(SinkConfig, Arc<dyn Sink>)>,
+    parts: &SinkParts,
+) -> Result<Sinks, SinkStartError> {
+    check_apart(opened.iter().map(|(config, _)| config), parts)?;
+    let mut sinks = Vec::new();
+    let mut workers = Vec::new();
+    for (config, sink) in opened {
+        let dir = parts.data_dir.join("sinks");
+        let io =
+            |source| SinkStartError::Io { sink: config.name.clone(), path: dir.clone(), source };
+        parts.storage.create_dir_all(&dir).map_err(io)?;
+        let path = dir.join(format!("{}-quarantine.jsonl", config.name));
+        let quarantine = Arc::new(Quarantine::new(Arc::clone(&parts.storage), path));
+        let mut partitions = Vec::new();
+        for log in &parts.logs {
+            let worker = worker(&config, &sink, log, parts, &quarantine)?;
+            partitions.push(Arc::clone(&worker.shared));
+            workers.push(worker);
+        }
+        let lane_bytes = lane_bytes(&config, parts.backlog_bytes)?;
+        sinks.push(Running { config, lane_bytes, bound_bytes: parts.backlog_bytes, partitions });
+    }
+    let sinks = Sinks { sinks, threads: Mutex::default(), pressure: Mutex::default() };
+    for worker in workers {
+        let (sink, path) = (worker.shared.name.clone(), worker.path.clone());
+        let name = format!("sink-{sink}-{}", worker.shared.log.partition());
+        let thread = std::thread::Builder::new().name(name).spawn(move || worker.run());
+        let thread = thread.map_err(|source| SinkStartError::Io { sink, path, source })?;
+        sinks.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
+    }
+    Ok(sinks)
+}
+
+/// Two sinks never share a name or a lake.
+fn check_apart<'a>(
+    configs: impl Iterator<Item = &'a SinkConfig>,
+    parts: &SinkParts,
+) -> Result<(), SinkStartError> {
+    let (mut names, mut lakes) = (HashSet::new(), HashSet::new());
+    for config in configs {
+        let fault =
+            |cause: &str| SinkStartError::Config { sink: config.name.clone(), cause: cause.into() };
+        if !EventType::is_valid(&config.name) {
+            return Err(fault("its name must be a letter and then letters, digits, '.', '_', '-'"));
+        }
+        if !names.insert(config.name.clone()) {
+            return Err(fault("another sink has this name"));
+        }
+        if config.kind == "lake" {
+            let url = lake::url(config, &parts.data_dir);
+            if !lakes.insert(url.trim_end_matches('/').to_owned()) {
+                return Err(fault("another lake has this url"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// `options.lane_bytes`: what one tenant's held lanes may hold back before that tenant is told to
+/// wait; a quarter of the backlog's bound if absent.
+fn lane_bytes(config: &SinkConfig, backlog_bytes: u64) -> Result<u64, SinkStartError> {
+    let fault = |cause: String| SinkStartError::Config { sink: config.name.clone(), cause };
+    match config.options.get("lane_bytes") {
+        None => Ok(backlog_bytes / 4),
+        Some(toml::Value::Integer(n)) => {
+            u64::try_from(*n).map_err(|_| fault("options.lane_bytes is negative".to_owned()))
+        }
+        Some(toml::Value::String(text)) => {
+            text.parse::<crate::config::Size>().map(|size| size.0).map_err(fault)
+        }
+        Some(_) => Err(fault("options.lane_bytes is a number of bytes or a size".to_owned())),
+    }
+}
+
+fn worker(
+    config: &SinkConfig,
+    sink: &Arc<dyn Sink>,
+    log: &Arc<dyn LogSource>,
+    parts: &SinkParts,
+    quarantine: &Arc<Quarantine>,
+) -> Result<Worker, SinkStartError> {
+    // Held before the state is read, so that retention cannot pass in between.
+    let mut hold = log.hold(&format!("sink {}", config.name));
+    let path =
+        parts.data_dir.join("sinks").join(format!("{}-{}.json", config.name, log.partition()));
+    let state = State::load(&*parts.storage, &path, log.log_id(), log.partition());
+    let state = state
+        .map_err(|fault| SinkStartError::State {
+            sink: config.name.clone(),
+            path: path.clone(),
+            fault,
+        })?
+        .unwrap_or_else(|| State::new(log.log_id(), log.partition(), log.earliest()));
+    hold.advance(state.lowest());
+    let cut = Cut::new(&config.flush, sink.flush_age());
+    let gatherer = Gatherer::new(Arc::clone(log), cut, state.cursor);
+    // Each partition has its share of the bound.
+    let share = parts.backlog_bytes / (parts.logs.len().max(1) as u64);
+    let board = Board { state, phase: SinkState::Running, oldest: None, retries: HashMap::new() };
+    let shared = Arc::new(Shared {
+        name: config.name.clone(),
+        policy: config.policy,
+        filter: config.filter.clone(),
+        log: Arc::clone(log),
+        bound_bytes: share,
+        board: Mutex::new(board),
+        hold: Mutex::new(hold),
+        flush: AtomicBool::new(false),
+        quit: AtomicBool::new(false),
+        done: watch::Sender::new(false),
+    });
+    Ok(Worker {
+        shared,
+        sink: Arc::clone(sink),
+        storage: Arc::clone(&parts.storage),
+        clock: Arc::clone(&parts.clock),
+        path,
+        quarantine: Arc::clone(quarantine),
+        cut,
+        gatherer,
+    })
+}
+
+impl Sinks {
+    /// How every sink does, at `now`.
+    #[must_use]
+    pub fn status(&self, now: tidegate_event::ReceivedAt) -> Vec<SinkStatus> {
+        self.sinks.iter().map(|sink| sink.status(now)).collect()
+    }
+
+    /// Writes all that the log holds now, whatever its age, then ends the sinks' threads; after
+    /// `deadline` they end with what they have, and go on from there at the next start.
+    pub async fn drain(&self, deadline: Duration) {
+        for shared in self.shared() {
+            shared.flush.store(true, Ordering::Release);
+        }
+        let all = async {
+            for shared in self.shared() {
+                // The sender lives in `shared`: the wait cannot end for want of one.
+                let mut done = shared.done.subscribe();
+                let _ended = done.wait_for(|done| *done).await;
+            }
+        };
+        if tokio::time::timeout(deadline, all).await.is_err() {
+            tracing::warn!("the sinks were not drained in time; they go on at the next start");
+        }
+        for shared in self.shared() {
+            shared.quit.store(true, Ordering::Release);
+        }
+    }
+
+    /// Ends the threads at their next safe point and waits for them. Blocks.
+    pub fn stop(&self) {
+        for shared in self.shared() {
+            shared.quit.store(true, Ordering::Release);
+        }
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        for thread in threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a sink's thread had panicked");
+            }
+        }
+    }
+
+    /// Each sink's cursor in each partition.
+    #[must_use]
+    pub fn cursors(&self) -> Vec<(String, Partition, Offset)> {
+        let cursor = |shared: &Arc<Shared>| {
+            (shared.name.clone(), shared.log.partition(), shared.board().state.cursor)
+        };
+        self.shared().map(cursor).collect()
+    }
+
+    /// Each sink's side of the books. Reads the log from the lowest cursors to its end. Blocks.
+    ///
+    /// # Errors
+    /// [`SourceError`] when the log cannot be read, or retention passed meanwhile: try again.
+    pub fn counts(&self) -> Result<Vec<Counts>, SourceError> {
+        let mut all = Vec::new();
+        for sink in &self.sinks {
+            let mut counts = Counts { sink: sink.config.name.clone(), ..Counts::default() };
+            for shared in &sink.partitions {
+                count(shared, &mut counts)?;
+            }
+            all.push(counts);
+        }
+        Ok(all)
+    }
+
+    fn shared(&self) -> impl Iterator<Item = &Arc<Shared>> {
+        self.sinks.iter().flat_map(|sink| &sink.partitions)
+    }
+}
+
+impl Drop for Sinks {
+    fn drop(&mut self) {
+        for shared in self.shared() {
+            shared.quit.store(true, Ordering::Release);
+        }
+    }
+}
+
+fn count(shared: &Shared, counts: &mut Counts) -> Result<(), SourceError> {
+    let state = shared.board().state.clone();
+    for (lane, passed) in &state.counts {
+        let lane = counts.lanes.entry(lane.clone()).or_default();
+        lane.stored += passed.stored;
+        lane.quarantined += passed.quarantined;
+        lane.skipped += passed.skipped;
+    }
+    counts.lost_in_log += state.lost_in_log;
+    let (mut at, end) = (state.lowest(), shared.log.latest());
+    let mut reader = shared.log.read_from(at)?;
+    while at < end {
+        match reader.next()? {
+            None => break,
+            Some(SourceEntry::Quarantined(range)) => {
+                let from = state.cursor.max(range.from());
+                counts.lost_in_log += range.to().since(from);
+                at = range.to();
+            }
+            Some(SourceEntry::Frame(frame)) => {
+                at = frame.end();
+                let cursor =
+                    |lane: &Lane| state.held(lane).map_or(state.cursor, |held| held.cursor);
+                let frames = [frame];
+                let lanes = Lanes::sort(&frames, |lane, offset| cursor(lane) <= offset);
+                for (lane, rows) in lanes.rows {
+                    let rows = rows.len() as u64;
+                    if shared.takes(&lane) {
+                        *counts.pending.entry(lane).or_default() += rows;
+                    } else {
+                        counts.lanes.entry(lane).or_default().skipped += rows;
+                    }
+                }
+            }
+        }
+    }
+    counts.up_to.insert(shared.log.partition(), at.max(state.cursor));
+    Ok(())
+}
+
+impl Running {
+    fn status(&self, now: tidegate_event::ReceivedAt) -> SinkStatus {
+        let mut status = SinkStatus {
+            name: self.config.name.clone(),
+            kind: self.config.kind.clone(),
+            policy: self.config.policy,
+            partitions: Vec::new(),
+            lag_events: 0,
+            backlog_bytes: 0,
+            bound_bytes: self.bound_bytes,
+            freshness_seconds: 0.0,
+            held: Vec::new(),
+        };
+        let mut oldest: Option<i64> = None;
+        for shared in &self.partitions {
+            let board = shared.board();
+            let (state, latest) = (&board.state, shared.log.latest());
+            let pending: u64 = state.held.iter().map(|held| held.pending_rows).sum();
+            status.lag_events += latest.since(state.cursor) + pending;
+            status.backlog_bytes += shared.log.bytes_since(state.lowest());
+            let ages = state.held.iter().map(|held| held.oldest).chain(board.oldest.map(|at| at.0));
+            oldest = ages.chain(oldest).min();
+            let held = state.held.iter().map(|held| HeldLane {
+                partition: state.partition,
+                lane: held.lane.clone(),
+                cursor: held.cursor,
+                pending_events: held.pending_rows,
+                pending_bytes: held.pending_bytes,
+                error: board.retries.get(&held.lane).map_or_else(String::new, |r| r.error.clone()),
+                retry_in: board.retries.get(&held.lane).map_or(Duration::ZERO, |retry| {
+                    retry.at.saturating_duration_since(Instant::now())
+                }),
+            });
+            status.held.extend(held);
+            status.partitions.push(PartitionStatus {
+                partition: state.partition,
+                cursor: state.cursor,
+                lowest: state.lowest(),
+                latest,
+                state: board.phase.clone(),
+            });
+        }
+        let age = oldest.map_or(0, |oldest| now.0.saturating_sub(oldest).max(0));
+        status.freshness_seconds = age as f64 / 1e6;
+        metrics::sink_lag_events(
+            &status.name,
+            i64::try_from(status.lag_events).unwrap_or(i64::MAX),
+        );
+        status
+    }
+
+    /// What this sink sheds: it blocks, and its backlog or a tenant's lanes are over their bound.
+    fn press(&self, into: &mut PressureCache) {
+        if self.config.policy != Policy::Block {
+            return;
+        }
+        let (mut backlog, mut lanes) = (0, BTreeMap::<TenantId, (u64, Duration)>::new());
+        for shared in &self.partitions {
+            let board = shared.board();
+            backlog += shared.log.bytes_since(board.state.lowest());
+            for held in &board.state.held {
+                let retry = board.retries.get(&held.lane).map_or(Duration::ZERO, |retry| {
+                    retry.at.saturating_duration_since(Instant::now())
+                });
+                let lane = lanes.entry(held.lane.tenant.clone()).or_default();
+                *lane = (lane.0 + held.pending_bytes, lane.1.max(retry));
+            }
+        }
+        into.log_full |= self.bound_bytes <= backlog;
+        let full = lanes.into_iter().filter(|(_, (bytes, _))| self.lane_bytes <= *bytes);
+        into.lanes.extend(full.map(|(tenant, (_, retry))| (tenant, retry)));
+    }
+}
+
+impl Pressure for Sinks {
+    fn shed(&self, tenant: &TenantId) -> Option<(ShedReason, Duration)> {
+        let mut cache = self.pressure.lock().unwrap_or_else(PoisonError::into_inner);
+        if cache.at.is_none_or(|at| PRESSURE_AGE <= at.elapsed()) {
+            *cache = PressureCache { at: Some(Instant::now()), ..PressureCache::default() };
+            self.sinks.iter().for_each(|sink| sink.press(&mut cache));
+        }
+        if let Some(retry) = cache.lanes.get(tenant) {
+            return Some((ShedReason::TenantLane, (*retry).max(Duration::from_secs(1))));
+        }
+        cache.log_full.then_some((ShedReason::LogFull, LOG_FULL_RETRY))
+    }
+}

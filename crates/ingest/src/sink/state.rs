@@ -1,0 +1,343 @@
+//! One file per sink and partition: cursor, intent, held lanes, counts; replaced whole.
+//!
+//! ```text
+//! <data dir>/sinks/<name>-<partition>.json :=
+//!     {"format":1,"crc32c":"<8 hex digits: CRC-32C of the text of `state`>","state":{…}}
+//! ```
+
+use std::{collections::BTreeMap, io, path::Path};
+
+use serde::{Deserialize, Serialize};
+use tidegate_event::{Offset, OffsetRange, Partition};
+
+use super::{
+    rows::Lane,
+    status::{LaneCounts, Written},
+};
+use crate::storage::{self, Storage};
+
+const FORMAT: u32 = 1;
+
+/// A window that is being written: once durable it is never cut again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Intent {
+    /// Its offsets.
+    pub window: OffsetRange,
+    /// How many rows: of every lane for the sink's own, of the lane for a held lane's.
+    pub rows: u64,
+    /// A hash over them.
+    pub hash: String,
+    /// The schemas they were judged by, by hash.
+    pub schemas: Vec<String>,
+}
+
+/// A lane that waits alone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Held {
+    /// Which.
+    pub lane: Lane,
+    /// All before it is written.
+    pub cursor: Offset,
+    /// The window that could not be written.
+    pub intent: Option<Intent>,
+    /// Its rows between its cursor and the sink's.
+    pub pending_rows: u64,
+    /// Their bytes, about.
+    pub pending_bytes: u64,
+    /// When the oldest of them was received: microseconds since 1970.
+    pub oldest: i64,
+}
+
+/// The counts of one lane.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct CountsRow {
+    #[serde(flatten)]
+    lane: Lane,
+    #[serde(flatten)]
+    counts: LaneCounts,
+}
+
+/// All that a sink must not forget about one partition.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct State {
+    /// Of which log the offsets are.
+    pub log_id: String,
+    /// Which partition.
+    pub partition: Partition,
+    /// All before it is written, skipped or held.
+    pub cursor: Offset,
+    /// The window that is being written.
+    pub intent: Option<Intent>,
+    /// The lanes that wait alone.
+    pub held: Vec<Held>,
+    /// Offsets passed because the log had lost them (it counts and alarms them itself).
+    pub lost_in_log: u64,
+    #[serde(with = "counts_as_list")]
+    /// What became of the rows before the cursor.
+    pub counts: BTreeMap<Lane, LaneCounts>,
+}
+
+mod counts_as_list {
+    use super::{BTreeMap, CountsRow, Deserialize, Lane, LaneCounts, Serialize};
+
+    pub fn serialize<S: serde::Serializer>(
+        counts: &BTreeMap<Lane, LaneCounts>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        let row = |(lane, counts): (&Lane, &LaneCounts)| CountsRow {
+            lane: lane.clone(),
+            counts: *counts,
+        };
+        counts.iter().map(row).collect::<Vec<_>>().serialize(to)
+    }
+
+    pub fn deserialize<'de, D: serde::Deserializer<'de>>(
+        from: D,
+    ) -> Result<BTreeMap<Lane, LaneCounts>, D::Error> {
+        let rows = Vec::<CountsRow>::deserialize(from)?;
+        Ok(rows.into_iter().map(|row| (row.lane, row.counts)).collect())
+    }
+}
+
+/// A state file that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StateFault {
+    /// It cannot be read.
+    #[error("it cannot be read: {0}")]
+    Read(io::Error),
+    /// It is of a version this program does not know.
+    #[error("its format is {0}, this program knows {FORMAT}; use the program that wrote it")]
+    Format(u32),
+    /// It is damaged.
+    #[error(
+        "it is damaged ({0}); restore it, or move it away: the sink then begins at the start of the \
+         log and writes what is in it again under other names"
+    )]
+    Damaged(String),
+    /// It is of another log.
+    #[error(
+        "its offsets are of log {theirs}, this is log {ours}; move it away to begin at the start of \
+         this log, or give the sink another name"
+    )]
+    OtherLog {
+        /// The log it was written for.
+        theirs: String,
+        /// The log that is there.
+        ours: String,
+    },
+    /// It is of another partition.
+    #[error("it is of partition {0}; it was renamed")]
+    OtherPartition(Partition),
+}
+
+#[derive(Serialize, Deserialize)]
+struct File<T> {
+    format: u32,
+    crc32c: String,
+    state: T,
+}
+
+impl State {
+    /// The start of a log, or of a sink: all from `cursor` on is to be written.
+    #[must_use]
+    pub fn new(log_id: &str, partition: Partition, cursor: Offset) -> Self {
+        Self {
+            log_id: log_id.to_owned(),
+            partition,
+            cursor,
+            intent: None,
+            held: Vec::new(),
+            lost_in_log: 0,
+            counts: BTreeMap::new(),
+        }
+    }
+
+    /// As it stands in the file.
+    ///
+    /// # Errors
+    /// As the encoder's; a state can always be encoded.
+    pub fn encode(&self) -> io::Result<Vec<u8>> {
+        let text = serde_json::to_string(self)?;
+        let crc32c = format!("{:08x}", crc32c::crc32c(text.as_bytes()));
+        let state = serde_json::value::RawValue::from_string(text)?;
+        let mut bytes = serde_json::to_vec(&File { format: FORMAT, crc32c, state })?;
+        bytes.push(b'\n');
+        Ok(bytes)
+    }
+
+    /// Reads a file's content.
+    ///
+    /// # Errors
+    /// [`StateFault::Format`], [`StateFault::Damaged`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, StateFault> {
+        let damaged = |e: serde_json::Error| StateFault::Damaged(e.to_string());
+        let file: File<&serde_json::value::RawValue> =
+            serde_json::from_slice(bytes).map_err(damaged)?;
+        if file.format != FORMAT {
+            return Err(StateFault::Format(file.format));
+        }
+        let text = file.state.get();
+        if file.crc32c != format!("{:08x}", crc32c::crc32c(text.as_bytes())) {
+            return Err(StateFault::Damaged("checksum".to_owned()));
+        }
+        serde_json::from_str(text).map_err(damaged)
+    }
+
+    /// The file's state; `None` where there is no file.
+    ///
+    /// # Errors
+    /// [`StateFault`]: the sink must not start with it.
+    pub fn load(
+        storage: &dyn Storage,
+        path: &Path,
+        log_id: &str,
+        partition: Partition,
+    ) -> Result<Option<Self>, StateFault> {
+        let bytes = match storage.read(path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(StateFault::Read(error)),
+        };
+        let state = Self::decode(&bytes)?;
+        if state.log_id != log_id {
+            return Err(StateFault::OtherLog { theirs: state.log_id, ours: log_id.to_owned() });
+        }
+        if state.partition != partition {
+            return Err(StateFault::OtherPartition(state.partition));
+        }
+        Ok(Some(state))
+    }
+
+    /// Replaces the file, durable on return.
+    ///
+    /// # Errors
+    /// As [`storage::replace`].
+    pub fn save(&self, storage: &dyn Storage, path: &Path) -> io::Result<()> {
+        storage::replace(storage, path, &self.encode()?)
+    }
+
+    /// The first offset that the sink still needs.
+    #[must_use]
+    pub fn lowest(&self) -> Offset {
+        self.held.iter().map(|held| held.cursor).fold(self.cursor, Ord::min)
+    }
+
+    /// The held lane, if it is one.
+    #[must_use]
+    pub fn held(&self, lane: &Lane) -> Option<&Held> {
+        self.held.iter().find(|held| held.lane == *lane)
+    }
+
+    /// Adds what became of rows of a lane.
+    pub fn count(&mut self, lane: &Lane, written: Written, rows: u64) {
+        if rows == 0 {
+            return;
+        }
+        match self.counts.get_mut(lane) {
+            Some(counts) => counts.add(written, rows),
+            None => self.counts.entry(lane.clone()).or_default().add(written, rows),
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use tidegate_event::{EventType, TenantId};
+
+    fn lane() -> impl Strategy<Value = Lane> {
+        ("[a-z][a-z0-9_-]{0,8}", "[A-Za-z][A-Za-z0-9_-]{0,8}", any::<bool>()).prop_map(
+            |(tenant, event_type, dead)| Lane {
+                tenant: TenantId::new(&tenant).unwrap(),
+                event_type: EventType::new(&event_type).unwrap(),
+                dead,
+            },
+        )
+    }
+
+    fn intent() -> impl Strategy<Value = Option<Intent>> {
+        proptest::option::of((any::<u32>(), 1u64..1_000, any::<u64>(), "[0-9a-f]{32}").prop_map(
+            |(from, count, rows, hash)| Intent {
+                window:
+                    OffsetRange::new(Offset(from.into()), Offset(from.into()).plus(count)).unwrap(),
+                rows,
+                schemas: vec![hash.clone()],
+                hash,
+            },
+        ))
+    }
+
+    fn state() -> impl Strategy<Value = State> {
+        let held = (lane(), any::<u64>(), intent(), any::<u64>(), any::<i64>()).prop_map(
+            |(lane, cursor, intent, n, oldest)| Held {
+                lane,
+                cursor: Offset(cursor),
+                intent,
+                pending_rows: n,
+                pending_bytes: n,
+                oldest,
+            },
+        );
+        let counts = (lane(), any::<u64>(), any::<u64>(), any::<u64>()).prop_map(
+            |(lane, stored, quarantined, skipped)| {
+                (lane, LaneCounts { stored, quarantined, skipped })
+            },
+        );
+        (
+            any::<u64>(),
+            any::<u32>(),
+            intent(),
+            proptest::collection::vec(held, 0..3),
+            proptest::collection::btree_map(lane(), any::<u8>(), 0..1),
+            proptest::collection::vec(counts, 0..4),
+        )
+            .prop_map(|(cursor, partition, intent, held, _, counts)| State {
+                cursor: Offset(cursor),
+                intent,
+                held,
+                lost_in_log: cursor / 2,
+                counts: counts.into_iter().collect(),
+                ..State::new("abcd1234", Partition(partition), Offset(0))
+            })
+    }
+
+    proptest! {
+        #[test]
+        fn a_state_reads_back_as_it_was_written(state in state()) {
+            prop_assert_eq!(State::decode(&state.encode().unwrap()).unwrap(), state);
+        }
+
+        #[test]
+        fn a_flipped_bit_is_never_believed(
+            state in state(), at in any::<prop::sample::Index>(), bit in 0..8u32
+        ) {
+            let mut bytes = state.encode().unwrap();
+            let at = at.index(bytes.len());
+            *bytes.get_mut(at).unwrap() ^= 1 << bit;
+            match State::decode(&bytes) {
+                Err(_) => {}
+                // A flip in the white space behind the object, or in the case of a digit of the sum.
+                Ok(back) => prop_assert_eq!(back, state),
+            }
+        }
+    }
+
+    #[test]
+    fn a_state_of_another_log_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lake-0.json");
+        let disk = storage::Disk;
+        assert!(State::load(&disk, &path, "abcd1234", Partition(0)).unwrap().is_none());
+        State::new("abcd1234", Partition(0), Offset(5)).save(&disk, &path).unwrap();
+        let back = State::load(&disk, &path, "abcd1234", Partition(0)).unwrap().unwrap();
+        assert_eq!(back.cursor, Offset(5));
+        let fault = State::load(&disk, &path, "zzzz9999", Partition(0)).unwrap_err().to_string();
+        assert!(fault.contains("abcd1234") && fault.contains("zzzz9999"), "{fault}");
+        assert!(State::load(&disk, &path, "abcd1234", Partition(1)).is_err());
+    }
+}
