@@ -75,16 +75,6 @@ pub(super) fn from_headers(headers: &HeaderMap) -> Result<Coding, String> {
 }
 
 impl Coding {
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Identity => "identity",
-            Self::Gzip => "gzip",
-            Self::Zstd => "zstd",
-            Self::Deflate => "deflate",
-            Self::Brotli => "br",
-        }
-    }
-
     /// Decodes all of `raw`: every gzip member, every zstd frame. `permit` grows with the output.
     pub(super) fn decode(
         self,

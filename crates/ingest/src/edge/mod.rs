@@ -5,10 +5,14 @@ pub mod answer;
 mod body;
 pub mod budget;
 mod coding;
+mod connection;
 mod head;
 pub mod judge;
 pub mod problem;
 pub mod protocol;
+mod request;
+mod server;
+mod tls;
 mod work;
 
 use std::path::PathBuf;
@@ -16,6 +20,9 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Size, Span};
+
+pub use server::{Edge, EdgeError, EdgeHandle, EdgeParts, EdgeStats, bind};
+pub use tls::TlsError;
 
 /// `[edge]`
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]

@@ -133,9 +133,12 @@ struct Generation {
     keys: HashMap<String, (Arc<Tenant>, usize)>,
 }
 
+/// A tenant's file: as it was looked at, what was found, and the last that was good.
+type Entry = (Stamp, Result<Arc<Tenant>, String>, Option<Arc<Tenant>>);
+
 #[derive(Default)]
 struct Loaded {
-    tenants: BTreeMap<TenantId, (Stamp, Result<Arc<Tenant>, String>, Option<Arc<Tenant>>)>,
+    tenants: BTreeMap<TenantId, Entry>,
     strangers: Vec<String>,
 }
 

@@ -1,0 +1,218 @@
+//! One connection's pulse: closes those that wait for ever, and ends others without losing answers.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Instant, Sleep, sleep},
+};
+
+use super::Timeouts;
+
+/// How long, and for how many bytes, a closed connection is read on, so that a client that is still
+/// sending gets to read its answer instead of a reset.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES: usize = 48 << 10;
+
+/// What a connection is waiting for. Times are milliseconds since it began, plus 1; 0: not waiting.
+#[derive(Debug)]
+pub(super) struct Pulse {
+    began: Instant,
+    requests: AtomicU32,
+    idle_since: AtomicU64,
+    head_since: AtomicU64,
+    stalled_since: AtomicU64,
+    http2: AtomicBool,
+}
+
+/// Why a connection was closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Overdue {
+    Head,
+    Idle,
+    Reader,
+}
+
+impl Pulse {
+    pub(super) fn new(http2: bool) -> Arc<Self> {
+        Arc::new(Self {
+            began: Instant::now(),
+            requests: AtomicU32::new(0),
+            idle_since: AtomicU64::new(1),
+            head_since: AtomicU64::new(0),
+            stalled_since: AtomicU64::new(0),
+            http2: AtomicBool::new(http2),
+        })
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX - 1) + 1
+    }
+
+    fn start(&self, since: &AtomicU64) {
+        // Relaxed: only this connection's task writes, and nothing else is read by it.
+        if since.load(Ordering::Relaxed) == 0 {
+            since.store(self.now(), Ordering::Relaxed);
+        }
+    }
+
+    /// A request's head is whole; the guard goes when it is answered.
+    pub(super) fn request(self: &Arc<Self>) -> Busy {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.head_since.store(0, Ordering::Relaxed);
+        Busy(Arc::clone(self))
+    }
+
+    /// What it has waited for too long, if anything.
+    pub(super) fn overdue(&self, timeouts: &Timeouts) -> Option<Overdue> {
+        let now = self.now();
+        let over = |since: &AtomicU64, most: Duration| {
+            let since = since.load(Ordering::Relaxed);
+            since != 0 && most.as_millis() < u128::from(now.saturating_sub(since))
+        };
+        if over(&self.stalled_since, timeouts.body_idle.0) {
+            return Some(Overdue::Reader);
+        }
+        if self.requests.load(Ordering::Relaxed) != 0 {
+            return None;
+        }
+        // HTTP/2 clients send settings and pings without a request: those wait as idle ones do.
+        let head = !self.http2.load(Ordering::Relaxed);
+        if head && over(&self.head_since, timeouts.header.0) {
+            return Some(Overdue::Head);
+        }
+        over(&self.idle_since, timeouts.idle.0).then_some(Overdue::Idle)
+    }
+}
+
+/// A request in progress.
+pub(super) struct Busy(Arc<Pulse>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        let now = self.0.now();
+        self.0.idle_since.store(now, Ordering::Relaxed);
+        self.0.requests.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A stream that tells its pulse what happens on it.
+pub(super) struct Watched<S> {
+    stream: S,
+    pulse: Arc<Pulse>,
+    first: Vec<u8>,
+    ended: bool,
+    linger: Option<(Pin<Box<Sleep>>, usize)>,
+}
+
+const PREFACE: &[u8] = b"PRI";
+
+impl<S> Watched<S> {
+    pub(super) fn new(stream: S, pulse: Arc<Pulse>) -> Self {
+        let first = Vec::with_capacity(PREFACE.len());
+        Self { stream, pulse, first, ended: false, linger: None }
+    }
+
+    fn on_read(&mut self, bytes: &[u8]) {
+        if bytes.is_empty() {
+            self.ended = true;
+            return;
+        }
+        if self.first.len() < PREFACE.len() {
+            let missing = PREFACE.len() - self.first.len();
+            self.first.extend(bytes.iter().take(missing));
+            if self.first == PREFACE {
+                self.pulse.http2.store(true, Ordering::Relaxed);
+            }
+        }
+        if self.pulse.requests.load(Ordering::Relaxed) == 0 {
+            self.pulse.start(&self.pulse.head_since);
+        }
+    }
+
+    fn on_write<T>(&self, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        match &result {
+            Poll::Pending => self.pulse.start(&self.pulse.stalled_since),
+            Poll::Ready(_) => self.pulse.stalled_since.store(0, Ordering::Relaxed),
+        }
+        result
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        let read = buf.filled().get(before..).unwrap_or_default();
+        self.on_read(read);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.on_write(written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.on_write(written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        self.on_write(flushed)
+    }
+
+    /// Sends the end, then reads what the client still sends, for a while.
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.linger.is_none() {
+            let shut = Pin::new(&mut this.stream).poll_shutdown(cx);
+            ready!(this.on_write(shut))?;
+            this.linger = Some((Box::pin(sleep(LINGER)), LINGER_BYTES));
+        }
+        let Some((timer, left)) = &mut this.linger else { return Poll::Ready(Ok(())) };
+        let mut waste = [0; 4096];
+        while !this.ended && *left != 0 {
+            if timer.as_mut().poll(cx).is_ready() {
+                break;
+            }
+            let mut buf = ReadBuf::new(&mut waste);
+            match ready!(Pin::new(&mut this.stream).poll_read(cx, &mut buf)) {
+                Ok(()) if !buf.filled().is_empty() => {
+                    *left = left.saturating_sub(buf.filled().len());
+                }
+                // The end, or a reset: nothing more comes.
+                Ok(()) | Err(_) => this.ended = true,
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}

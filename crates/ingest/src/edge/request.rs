@@ -1,0 +1,428 @@
+//! One request from head to answer: the order of the checks is the order of this file.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Instant,
+};
+
+use http::{HeaderValue, Method, Request, StatusCode, Version, header, request::Parts};
+use http_body::Body;
+use hyper::body::Incoming;
+use tokio::sync::Semaphore;
+use tracing::Instrument;
+
+use super::{
+    Limits, Timeouts,
+    admit::{Account, Admission},
+    answer::{self, Answer, ItemError, Kind, Refusal},
+    body::{self, ReadError, ReadLimits},
+    budget::{Budget, Permit},
+    coding::{self, Coding},
+    head::{self, Credentials},
+    judge::Judge,
+    problem::Problem,
+    protocol::{self, Outcomes, Protocol, Routed},
+    work::{Done, EDGE_FULL_FOR, Work},
+};
+use crate::{
+    books::{Books, Tally},
+    clock::Clock,
+    metrics,
+    shed::{Pressure, ShedReason},
+    tenants::{Caller, Tenants},
+    writer::{Append, AppendError, Appended},
+};
+
+/// What all requests share.
+pub(super) struct Shared {
+    pub limits: Arc<Limits>,
+    pub timeouts: Timeouts,
+    pub tenants: Arc<Tenants>,
+    pub judge: Arc<dyn Judge>,
+    pub log: Arc<dyn Append>,
+    pub books: Arc<Books>,
+    pub clock: Arc<dyn Clock>,
+    pub budget: Arc<Budget>,
+    pub pressure: Arc<dyn Pressure>,
+    pub admission: Admission,
+    pub draining: AtomicBool,
+    pub in_flight: AtomicUsize,
+    /// How many large bodies are decoded and judged at once.
+    pub heavy: Arc<Semaphore>,
+}
+
+/// Bodies up to this size are worked on where they were read; larger ones on a thread of their own.
+const LIGHT_BYTES: usize = 512 << 10;
+/// The same for bodies that are compressed.
+const LIGHT_CODED_BYTES: usize = 64 << 10;
+
+/// How long a client should stay away from a server that is shutting down.
+const DRAINING_FOR: std::time::Duration = std::time::Duration::from_secs(2);
+/// How long a client should stay away from a disk that is full or failing.
+const STORAGE_FOR: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// What is known of a request while it is answered.
+struct Exchange {
+    request_id: String,
+    base_id: [u8; 16],
+    protocol: Option<&'static Protocol>,
+    account: Option<Account>,
+    /// True while bytes of the body may be left on the connection.
+    unread: bool,
+}
+
+/// Answers one request.
+pub(super) async fn serve(shared: Arc<Shared>, request: Request<Incoming>) -> Answer {
+    shared.in_flight.fetch_add(1, Ordering::Relaxed);
+    let _leave = Leave(&shared);
+    let started = Instant::now();
+    let (parts, body) = request.into_parts();
+    let base_id = uuid::Uuid::now_v7();
+    let request_id = match head::request_id(&parts.headers) {
+        Some(id) => id.to_owned(),
+        None => base_id.to_string(),
+    };
+    let base_id = tidegate_event::record::base_id(base_id.into_bytes());
+    let unread = !body.is_end_stream();
+    let mut exchange = Exchange { request_id, base_id, protocol: None, account: None, unread };
+    let span = span(&parts, &exchange.request_id);
+    let version = parts.version;
+    let result = respond(&shared, parts, body, &mut exchange).instrument(span.clone()).await;
+    let mut answer = match &result {
+        Ok(_) => None,
+        Err(refusal) => Some(refused(refusal, &exchange, &span)),
+    };
+    if let Ok(good) = result {
+        answer = Some(good);
+    }
+    let Some(mut answer) = answer else { return Answer::default() };
+    let close = exchange.unread
+        || answer.status() == StatusCode::UNAUTHORIZED
+        || shared.draining.load(Ordering::Relaxed);
+    finish(&mut answer, &exchange, close && version < Version::HTTP_2);
+    let name = exchange.protocol.map_or("none", |protocol| protocol.name);
+    metrics::requests(name, answer.status().as_str(), 1);
+    metrics::request_seconds(name, started.elapsed().as_secs_f64());
+    answer
+}
+
+struct Leave<'a>(&'a Shared);
+
+impl Drop for Leave<'_> {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn span(parts: &Parts, request_id: &str) -> tracing::Span {
+    let (trace_id, parent_id) = head::trace(&parts.headers).unzip();
+    tracing::debug_span!("request", request_id, trace_id, parent_id)
+}
+
+fn refused(refusal: &Refusal, exchange: &Exchange, span: &tracing::Span) -> Answer {
+    let _in_span = span.enter();
+    tracing::debug!(code = refusal.code(), detail = ?refusal.detail, "request refused");
+    if let Kind::Shed(reason, _) = refusal.kind {
+        metrics::shed_requests(reason.as_str(), 1);
+    }
+    match exchange.protocol {
+        Some(protocol) => (protocol.refuse)(refusal, &exchange.request_id),
+        None => answer::refuse(refusal, &exchange.request_id),
+    }
+}
+
+fn finish(answer: &mut Answer, exchange: &Exchange, close: bool) {
+    let headers = answer.headers_mut();
+    if let Ok(id) = HeaderValue::from_str(&exchange.request_id) {
+        headers.insert(answer::REQUEST_ID, id);
+    }
+    if let Some(account) = &exchange.account {
+        account.describe(headers);
+    }
+    if close {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+}
+
+/// The checks before the body, then the body, the verdicts and the append.
+async fn respond(
+    shared: &Arc<Shared>,
+    parts: Parts,
+    body: Incoming,
+    exchange: &mut Exchange,
+) -> Result<Answer, Refusal> {
+    if let Some(detail) = head::too_large(&parts, &shared.limits) {
+        return Err(Refusal::problem(Problem::HEADERS_TOO_LARGE, detail));
+    }
+    if let Some(answer) = health(shared, &parts) {
+        return Ok(answer);
+    }
+    let candidates = route(&parts)?;
+    let first = candidates.first().copied();
+    exchange.protocol = first;
+    let Some(first) = first else { return Err(nothing_here(&parts)) };
+    let caller = authenticate(shared, &parts, first)?;
+    let declared = body.size_hint().exact();
+    let gate = gate(shared, &parts, &caller, &candidates, declared, exchange);
+    let (protocol, coding) = gate.inspect_err(|_| refuse_unread(shared, &caller, declared))?;
+
+    let limits = ReadLimits {
+        bytes: shared.limits.body_bytes.0,
+        total: shared.timeouts.body.0,
+        idle: shared.timeouts.body_idle.0,
+    };
+    let read = body::read(body, limits, &shared.budget).await;
+    let (bytes, permit) = read.map_err(|error| {
+        refuse_unread(shared, &caller, declared);
+        unreadable(&error)
+    })?;
+    exchange.unread = false;
+    let length = bytes.len() as u64;
+    if let (None, Some(account)) = (declared, &exchange.account) {
+        account.charge_bytes(length);
+    }
+    let work = Work {
+        parts,
+        body: bytes,
+        coding,
+        protocol,
+        caller: caller.clone(),
+        judge: Arc::clone(&shared.judge),
+        limits: Arc::clone(&shared.limits),
+        received_at: shared.clock.now(),
+        base_id: exchange.base_id,
+        permit,
+    };
+    let done = run(shared, work).await;
+    let done = done.inspect_err(|_| refuse_unread(shared, &caller, Some(length)))?;
+    settle(shared, &caller, protocol, done, exchange).await
+}
+
+fn health(shared: &Shared, parts: &Parts) -> Option<Answer> {
+    if parts.method != Method::GET && parts.method != Method::HEAD {
+        return None;
+    }
+    let well = match parts.uri.path() {
+        "/healthz" => true,
+        "/readyz" => !shared.draining.load(Ordering::Relaxed) && shared.pressure.ready(),
+        _ => return None,
+    };
+    let status = if well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    Some(answer::json(status, "application/json", &serde_json::json!({ "ok": well })))
+}
+
+fn nothing_here(parts: &Parts) -> Refusal {
+    let path: String = parts.uri.path().chars().take(100).collect();
+    Refusal::problem(Problem::NO_SUCH_PATH, format!("nothing at {path:?}; events go to /v1/events"))
+}
+
+fn route(parts: &Parts) -> Result<Vec<&'static Protocol>, Refusal> {
+    let path = parts.uri.path();
+    if matches!(path, "/healthz" | "/readyz") {
+        return Err(wrong_method(&[&Method::GET, &Method::HEAD]));
+    }
+    match protocol::route(&parts.method, path) {
+        Routed::Protocols(protocols) => Ok(protocols),
+        Routed::WrongMethod(methods) => Err(wrong_method(&methods)),
+        Routed::Nothing => Err(nothing_here(parts)),
+    }
+}
+
+fn wrong_method(methods: &[&Method]) -> Refusal {
+    let list: Vec<&str> = methods.iter().map(|method| method.as_str()).collect();
+    let list = list.join(", ");
+    let refusal = Refusal::problem(Problem::METHOD, format!("this path takes {list}"));
+    match HeaderValue::from_str(&list) {
+        Ok(value) => refusal.with(header::ALLOW, value),
+        Err(_) => refusal,
+    }
+}
+
+fn authenticate(shared: &Shared, parts: &Parts, protocol: &Protocol) -> Result<Caller, Refusal> {
+    let (problem, detail) = match (protocol.key)(parts) {
+        Credentials::Key(key) => match shared.tenants.authenticate(key) {
+            Ok(caller) => return Ok(caller),
+            // Whether it is unknown, expired or disabled is not for everybody to know.
+            Err(error) => {
+                tracing::debug!(%error, "key refused");
+                (Problem::KEY_INVALID, "the key is not known here, or is live no more")
+            }
+        },
+        Credentials::Missing => {
+            (Problem::KEY_MISSING, "send the key as `Authorization: Bearer <key>` or `X-Api-Key`")
+        }
+        Credentials::Conflict => (Problem::KEY_CONFLICT, "send one key, in one place"),
+    };
+    let challenge = HeaderValue::from_static("Bearer realm=\"tidegate\"");
+    Err(Refusal::problem(problem, detail).with(header::WWW_AUTHENTICATE, challenge))
+}
+
+/// What can be said with the key known and the body unread.
+fn gate(
+    shared: &Shared,
+    parts: &Parts,
+    caller: &Caller,
+    candidates: &[&'static Protocol],
+    declared: Option<u64>,
+    exchange: &mut Exchange,
+) -> Result<(&'static Protocol, Coding), Refusal> {
+    let taker = candidates.iter().copied().find(|protocol| (protocol.takes)(parts));
+    if let (Some(protocol), Some(types)) = (taker, caller.event_types())
+        && let Some(name) = (protocol.only_type)(parts)
+        && !types.contains(&name)
+    {
+        let detail = format!("this key may not send {name:?}; use another key");
+        return Err(Refusal::problem(Problem::TYPES_FORBIDDEN, detail));
+    }
+    let tenant = &caller.tenant;
+    exchange.account = shared.admission.account(&tenant.id, &tenant.quota);
+    if shared.draining.load(Ordering::Relaxed) {
+        return Err(Refusal::shed(ShedReason::Draining, DRAINING_FOR));
+    }
+    if let Some((reason, after)) = shared.pressure.shed(&tenant.id) {
+        return Err(Refusal::shed(reason, after));
+    }
+    if declared.is_some_and(|bytes| shared.limits.body_bytes.0 < bytes) {
+        let limit = shared.limits.body_bytes.0;
+        return Err(unreadable(&ReadError::TooLarge { limit }));
+    }
+    if let Some(account) = &exchange.account {
+        let taken = account.take_bytes(declared);
+        taken.map_err(|(reason, after)| Refusal::shed(reason, after))?;
+    }
+    let Some(protocol) = taker else { return Err(wrong_media_type(parts, candidates)) };
+    exchange.protocol = Some(protocol);
+    let coding = coding::from_headers(&parts.headers).map_err(|found| {
+        let detail =
+            format!("the content coding is {found}; one of these is taken: {}", coding::TAKEN);
+        Refusal::problem(Problem::CONTENT_CODING, detail)
+            .with(header::ACCEPT_ENCODING, HeaderValue::from_static(coding::TAKEN))
+    })?;
+    Ok((protocol, coding))
+}
+
+fn wrong_media_type(parts: &Parts, candidates: &[&'static Protocol]) -> Refusal {
+    let found = parts.headers.get(header::CONTENT_TYPE).map_or_else(
+        || "there is no Content-Type".to_owned(),
+        |value| {
+            let text = String::from_utf8_lossy(value.as_bytes());
+            format!("the Content-Type is {:?}", text.chars().take(100).collect::<String>())
+        },
+    );
+    let taken: Vec<&str> = candidates.iter().map(|protocol| protocol.media_types).collect();
+    let detail = format!("{found}; taken here, in UTF-8: {}", taken.join(", "));
+    Refusal::problem(Problem::MEDIA_TYPE, detail)
+        .with(header::ACCEPT_ENCODING, HeaderValue::from_static(coding::TAKEN))
+}
+
+fn unreadable(error: &ReadError) -> Refusal {
+    let problem = match error {
+        ReadError::TooLarge { .. } => Problem::BODY_TOO_LARGE,
+        ReadError::Slow { .. } => Problem::BODY_SLOW,
+        ReadError::Full => return Refusal::shed(ShedReason::EdgeFull, EDGE_FULL_FOR),
+        ReadError::Cut => Problem::BODY_CUT_SHORT,
+    };
+    Refusal::problem(problem, error.to_string())
+}
+
+/// Requests whose events nobody counted are counted themselves.
+fn refuse_unread(shared: &Shared, caller: &Caller, bytes: Option<u64>) {
+    shared.books.refuse_unread(&caller.tenant.id, bytes.unwrap_or(0));
+}
+
+async fn run(shared: &Shared, work: Work) -> Result<Done, Refusal> {
+    let light = match work.coding {
+        Coding::Identity => LIGHT_BYTES,
+        Coding::Gzip | Coding::Zstd | Coding::Deflate | Coding::Brotli => LIGHT_CODED_BYTES,
+    };
+    if work.body.len() <= light {
+        return work.run();
+    }
+    let internal = |error: &dyn std::fmt::Display| {
+        tracing::error!(%error, "a body could not be worked on");
+        Refusal::problem(
+            Problem::INTERNAL,
+            "the server failed to look at the body; nothing was kept",
+        )
+    };
+    let turn = Arc::clone(&shared.heavy).acquire_owned().await.map_err(|error| internal(&error))?;
+    let task = tokio::task::spawn_blocking(move || {
+        let _turn = turn;
+        work.run()
+    });
+    task.await.map_err(|error| internal(&error))?
+}
+
+/// Books, quota, append, answer.
+async fn settle(
+    shared: &Shared,
+    caller: &Caller,
+    protocol: &'static Protocol,
+    done: Done,
+    exchange: &mut Exchange,
+) -> Result<Answer, Refusal> {
+    let received: Vec<_> =
+        done.types.iter().map(|(name, tally)| (name.clone(), tally.received)).collect();
+    let events = received.iter().map(|(_, count)| count).sum();
+    let mut entry = shared.books.open(&caller.tenant.id, received);
+    if let Some(Err((reason, after))) = exchange.account.as_ref().map(|a| a.take_events(events)) {
+        entry.shed();
+        return Err(Refusal::shed(reason, after));
+    }
+    for (name, tally) in done.types.iter().filter(|(_, tally)| tally.rejected != 0) {
+        entry.settle(name, &Tally { rejected: tally.rejected, ..Tally::default() });
+    }
+    let Some(batch) = done.batch else {
+        let nothing = done.nothing.map(|n| n.refusal(done.errors, done.errors_truncated));
+        return Err(nothing.unwrap_or_else(|| Refusal::problem(Problem::BODY_EMPTY, "no event")));
+    };
+    let kept = u64::from(batch.count);
+    let appended =
+        hold(shared.log.append(batch, entry), done.permit).await.map_err(|error| match error {
+            AppendError::Full { retry_after } => Refusal::shed(ShedReason::LogFull, retry_after),
+            AppendError::Storage => Refusal::shed(ShedReason::Storage, STORAGE_FOR),
+            AppendError::Draining => Refusal::shed(ShedReason::Draining, DRAINING_FOR),
+        })?;
+    let outcomes = outcomes(&appended, kept, done.dead, done.rejected, done.errors);
+    Ok((protocol.encode)(&Outcomes {
+        request_id: exchange.request_id.clone(),
+        errors_truncated: done.errors_truncated,
+        ..outcomes
+    }))
+}
+
+/// Waits with the batch's memory still taken.
+async fn hold<T>(future: impl Future<Output = T>, permit: Permit) -> T {
+    let output = future.await;
+    drop(permit);
+    output
+}
+
+/// An event known already by its id counts as that and as nothing else.
+fn outcomes(
+    appended: &Appended,
+    kept: u64,
+    dead: Vec<u32>,
+    rejected: u64,
+    mut errors: Vec<ItemError>,
+) -> Outcomes {
+    let known = &appended.deduplicated;
+    let is_known = |index: &u32| known.binary_search(index).is_ok();
+    let dead_lettered = dead.iter().filter(|index| !is_known(index)).count() as u64;
+    let deduplicated = known.len() as u64;
+    if !known.is_empty() {
+        errors.retain(|error| !is_known(&error.index));
+    }
+    Outcomes {
+        request_id: String::new(),
+        accepted: kept.saturating_sub(dead_lettered + deduplicated),
+        dead_lettered,
+        deduplicated,
+        rejected,
+        errors,
+        errors_truncated: false,
+    }
+}

@@ -1,0 +1,399 @@
+//! Listens, accepts, and ends: one task per connection.
+
+use std::{
+    convert::Infallible,
+    io,
+    net::SocketAddr,
+    num::NonZeroUsize,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use hyper::service::service_fn;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    time::{Instant, sleep, timeout, timeout_at},
+};
+
+use super::{
+    EdgeConfig, Limits, Timeouts,
+    admit::Admission,
+    budget::Budget,
+    connection::{Pulse, Watched},
+    judge::Judge,
+    request::{self, Shared},
+    tls::{Tls, TlsError},
+};
+use crate::{
+    books::Books, clock::Clock, metrics, shed::Pressure, tenants::Tenants, writer::Append,
+};
+
+/// What the edge is made of.
+pub struct EdgeParts {
+    /// `[edge]`
+    pub config: EdgeConfig,
+    /// Whose keys are taken.
+    pub tenants: Arc<Tenants>,
+    /// Gives the verdicts.
+    pub normalizer: Arc<dyn Judge>,
+    /// Makes events durable.
+    pub log: Arc<dyn Append>,
+    /// Counts them.
+    pub books: Arc<Books>,
+    /// Says when they came.
+    pub clock: Arc<dyn Clock>,
+    /// Bounds the bodies held at once.
+    pub budget: Arc<Budget>,
+    /// Says what behind the log is full.
+    pub pressure: Arc<dyn Pressure>,
+}
+
+/// Why the edge cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum EdgeError {
+    /// The address cannot be listened on.
+    #[error("edge.listen {listen:?}: {source}")]
+    Listen {
+        /// The address.
+        listen: String,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The certificate cannot be used.
+    #[error("edge.tls: {0}")]
+    Tls(#[from] TlsError),
+}
+
+/// The edge, listening.
+pub struct Edge {
+    listener: TcpListener,
+    address: SocketAddr,
+    inner: Arc<Inner>,
+}
+
+/// Steers an edge that serves.
+#[derive(Clone)]
+pub struct EdgeHandle(Arc<Inner>);
+
+/// How full the edge is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EdgeStats {
+    /// Open connections.
+    pub connections: usize,
+    /// Requests that are being answered.
+    pub requests: usize,
+    /// Bytes that bodies may hold.
+    pub bound_bytes: u64,
+    /// Bytes that they hold.
+    pub held_bytes: u64,
+    /// True once [`EdgeHandle::drain`] was called.
+    pub draining: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Serving,
+    /// No new connections; new requests are answered 503.
+    Draining,
+    /// Connections end after the request they are at.
+    Closing,
+    /// Connections end now.
+    Aborting,
+}
+
+struct Inner {
+    shared: Arc<Shared>,
+    tls: Option<Arc<Tls>>,
+    http: auto::Builder<TokioExecutor>,
+    phase: watch::Sender<Phase>,
+    slots: Arc<Semaphore>,
+    slots_max: u32,
+    connections: AtomicUsize,
+}
+
+/// HTTP/2: requests of one connection at once.
+const STREAMS_MAX: u32 = 64;
+/// HTTP/2: bytes that a client may send ahead, per request and per connection.
+const STREAM_WINDOW_BYTES: u32 = 256 << 10;
+const CONNECTION_WINDOW_BYTES: u32 = 512 << 10;
+
+/// While draining, how long open connections are told so before they are closed.
+const NOTICE: Duration = Duration::from_millis(500);
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
+/// Listens on `config.listen`.
+///
+/// # Errors
+/// [`EdgeError`].
+pub async fn bind(parts: EdgeParts) -> Result<Edge, EdgeError> {
+    let EdgeParts { config, tenants, normalizer, log, books, clock, budget, pressure } = parts;
+    let tls = match &config.tls {
+        Some(files) => Some(Arc::new(Tls::load(files, Arc::clone(&clock))?)),
+        None => None,
+    };
+    let listen = |source| EdgeError::Listen { listen: config.listen.clone(), source };
+    let listener = TcpListener::bind(&config.listen).await.map_err(listen)?;
+    let address = listener.local_addr().map_err(listen)?;
+    let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let slots_max = config.limits.connections.clamp(1, Semaphore::MAX_PERMITS.min(1 << 30));
+    let http = http(&config.limits);
+    let shared = Arc::new(Shared {
+        limits: Arc::new(config.limits),
+        timeouts: config.timeouts,
+        tenants,
+        judge: normalizer,
+        log,
+        books,
+        clock,
+        budget,
+        pressure,
+        admission: Admission::new(),
+        draining: AtomicBool::new(false),
+        in_flight: AtomicUsize::new(0),
+        heavy: Arc::new(Semaphore::new(processors)),
+    });
+    let inner = Arc::new(Inner {
+        shared,
+        tls,
+        http,
+        phase: watch::Sender::new(Phase::Serving),
+        slots: Arc::new(Semaphore::new(slots_max)),
+        slots_max: u32::try_from(slots_max).unwrap_or(u32::MAX),
+        connections: AtomicUsize::new(0),
+    });
+    Ok(Edge { listener, address, inner })
+}
+
+/// The HTTP library's own limits stand above ours, so that ours answer.
+fn http(limits: &Limits) -> auto::Builder<TokioExecutor> {
+    let header_bytes = limits.header_bytes.get().saturating_mul(2);
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        // Counted from the first byte by `Pulse`; the library's own would end idle connections.
+        .header_read_timeout(None)
+        .max_headers(limits.headers.saturating_mul(2).max(100))
+        .max_buf_size(header_bytes.max(128 << 10))
+        .half_close(true);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_header_list_size(u32::try_from(header_bytes).unwrap_or(u32::MAX))
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_send_buf_size(64 << 10);
+    builder
+}
+
+impl EdgeHandle {
+    /// Begins the end: no new connections, 503 `draining` for new requests, then [`Edge::serve`]
+    /// returns once what was in flight is answered, at the latest after `edge.timeouts.drain`.
+    pub fn drain(&self) {
+        self.0.shared.draining.store(true, Ordering::Relaxed);
+        self.0.phase.send_if_modified(|phase| {
+            let serving = *phase == Phase::Serving;
+            if serving {
+                *phase = Phase::Draining;
+            }
+            serving
+        });
+    }
+
+    /// Reads certificate and key again; does nothing without TLS. Blocks on two files.
+    ///
+    /// # Errors
+    /// [`TlsError`]: the old pair stays.
+    pub fn reload_tls(&self) -> Result<(), TlsError> {
+        self.0.tls.as_ref().map_or(Ok(()), |tls| tls.reload())
+    }
+
+    /// How full it is.
+    #[must_use]
+    pub fn stats(&self) -> EdgeStats {
+        let shared = &self.0.shared;
+        EdgeStats {
+            connections: self.0.connections.load(Ordering::Relaxed),
+            requests: shared.in_flight.load(Ordering::Relaxed),
+            bound_bytes: shared.budget.bound(),
+            held_bytes: shared.budget.held(),
+            draining: shared.draining.load(Ordering::Relaxed),
+        }
+    }
+}
+
+impl Edge {
+    /// Where it listens.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// For steering it while it serves.
+    #[must_use]
+    pub fn handle(&self) -> EdgeHandle {
+        EdgeHandle(Arc::clone(&self.inner))
+    }
+
+    /// Serves until it is drained.
+    pub async fn serve(self) {
+        let Self { listener, inner, .. } = self;
+        let watcher = inner.tls.clone().map(|tls| tokio::spawn(tls.watch()));
+        let mut phase = inner.phase.subscribe();
+        tokio::select! {
+            () = accept(&listener, &inner) => {}
+            _ = phase.wait_for(|phase| *phase != Phase::Serving) => {}
+        }
+        drop(listener);
+        if let Some(watcher) = watcher {
+            watcher.abort();
+        }
+        inner.end().await;
+    }
+}
+
+/// Accepts for ever: whatever goes wrong, it goes on.
+async fn accept(listener: &TcpListener, inner: &Arc<Inner>) {
+    loop {
+        let Ok(slot) = Arc::clone(&inner.slots).acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                let inner = Arc::clone(inner);
+                tokio::spawn(async move { inner.connection(stream, peer, slot).await });
+            }
+            Err(error) => {
+                drop(slot);
+                tracing::warn!(%error, "a connection could not be accepted");
+                // Out of descriptors or memory: the next try would fail at once.
+                sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+impl Inner {
+    async fn connection(&self, stream: TcpStream, peer: SocketAddr, slot: OwnedSemaphorePermit) {
+        let _slot = slot;
+        self.connections.fetch_add(1, Ordering::Relaxed);
+        let _left = Left(&self.connections);
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%peer, %error, "connection lost");
+            return;
+        }
+        let Some(tls) = &self.tls else {
+            self.serve(stream, peer, Pulse::new(false)).await;
+            return;
+        };
+        let handshake = tls.acceptor().accept(stream);
+        match timeout(self.shared.timeouts.handshake.0, handshake).await {
+            Ok(Ok(stream)) => {
+                let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+                self.serve(stream, peer, Pulse::new(http2)).await;
+            }
+            Ok(Err(error)) => tracing::debug!(%peer, %error, "TLS handshake failed"),
+            Err(_) => tracing::debug!(%peer, "TLS handshake too slow"),
+        }
+    }
+
+    async fn serve<S>(&self, stream: S, peer: SocketAddr, pulse: Arc<Pulse>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let io = TokioIo::new(Watched::new(stream, Arc::clone(&pulse)));
+        let service = service_fn(|request| {
+            let (shared, busy) = (Arc::clone(&self.shared), pulse.request());
+            async move {
+                let answer = request::serve(shared, request).await;
+                drop(busy);
+                Ok::<_, Infallible>(answer)
+            }
+        });
+        let mut connection = pin!(self.http.serve_connection(io, service));
+        let mut phase = self.phase.subscribe();
+        let mut closing = false;
+        let look_every = look_every(&self.shared.timeouts);
+        loop {
+            tokio::select! {
+                result = connection.as_mut() => {
+                    if let Err(error) = result {
+                        tracing::debug!(%peer, %error, "connection ended");
+                    }
+                    return;
+                }
+                aborting = ending(&mut phase, closing) => {
+                    if closing || aborting {
+                        return;
+                    }
+                    closing = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+                () = sleep(look_every) => {
+                    if let Some(overdue) = pulse.overdue(&self.shared.timeouts) {
+                        tracing::debug!(%peer, ?overdue, "connection closed");
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Draining, from its start to the last connection.
+    async fn end(&self) {
+        let began = Instant::now();
+        let deadline = began + self.shared.timeouts.drain.0;
+        let notice = began + NOTICE.min(self.shared.timeouts.drain.0 / 4);
+        while Instant::now() < deadline
+            && (Instant::now() < notice || self.shared.in_flight.load(Ordering::Relaxed) != 0)
+            && self.connections.load(Ordering::Relaxed) != 0
+        {
+            sleep(LOOK_AGAIN).await;
+        }
+        self.phase.send_replace(Phase::Closing);
+        let all_gone = self.slots.acquire_many(self.slots_max);
+        if timeout_at(deadline, all_gone).await.is_err() {
+            tracing::warn!(
+                connections = self.connections.load(Ordering::Relaxed),
+                "connections cut off at the end of the drain timeout"
+            );
+            self.phase.send_replace(Phase::Aborting);
+            // Every task sees it at its next poll; none blocks.
+            let _ = timeout(Duration::from_secs(1), self.slots.acquire_many(self.slots_max)).await;
+        }
+        metrics::stage_held_bytes("edge", i64::try_from(self.shared.budget.held()).unwrap_or(0));
+    }
+}
+
+struct Left<'a>(&'a AtomicUsize);
+
+impl Drop for Left<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Waits until connections are to end, or (where this one is ending) to be cut off; true for that.
+async fn ending(phase: &mut watch::Receiver<Phase>, closing: bool) -> bool {
+    let over = |phase: &Phase| match phase {
+        Phase::Serving | Phase::Draining => false,
+        Phase::Closing => !closing,
+        Phase::Aborting => true,
+    };
+    phase.wait_for(over).await.map_or(true, |phase| *phase == Phase::Aborting)
+}
+
+/// How often a connection's pulse is looked at: a timeout fires at most a quarter late.
+fn look_every(timeouts: &Timeouts) -> Duration {
+    let shortest = timeouts.header.0.min(timeouts.idle.0).min(timeouts.body_idle.0);
+    (shortest / 4).clamp(Duration::from_millis(5), Duration::from_secs(5))
+}
