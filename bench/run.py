@@ -89,7 +89,7 @@ class Visible(threading.Thread):
         return connection.execute(
             "select quantile_cont(at - epoch(received_at), [0.5, 0.95, 0.99]) from"
             f" read_parquet('{self.root}/**/*.parquet', filename = true, union_by_name = true) join seen using (filename)"
-        ).fetchone()[0]
+        ).fetchall()[0][0]
 
 
 def wait_for(what, condition, seconds):
@@ -163,7 +163,7 @@ flush = {{ age = {json.dumps(options.flush_age)} }}
         server.send_signal(signal.SIGTERM)
         server.wait(60)
     client_cpu = sum(client_after[2:4]) - sum(client_before[2:4])
-    stored = duckdb.sql(f"select count(*) from read_parquet('{lake}/events/**/*.parquet')").fetchone()[0]
+    stored = duckdb.sql(f"select count(*) from read_parquet('{lake}/events/**/*.parquet')").fetchall()[0][0]
     if stored != report["accepted"]:
         raise SystemExit(f"{report['accepted']} events were acknowledged, {stored} are in the lake: no result")
     millions = report["accepted"] / 1e6

@@ -278,7 +278,7 @@ flush = {{ age = {toml(parts["flush_age"])} }}
         folder = self.folder_of(event_type, tenant)
         if not any(folder.glob("**/*.parquet")):
             return 0
-        return duckdb.sql(f"select count(*) from read_parquet('{folder}/**/*.parquet')").fetchone()[0]
+        return duckdb.sql(f"select count(*) from read_parquet('{folder}/**/*.parquet')").fetchall()[0][0]
 
     def rows(self, event_type, tenant="acme"):
         """All rows of an event type as DuckDB reads them, by offset."""
@@ -365,5 +365,5 @@ def check_nothing_missing(server, acknowledged):
     places = duckdb.sql(
         "select count(*), count(distinct (log_id, log_partition, log_offset))"
         f" from read_parquet('{server.lake}/events/**/*.parquet', union_by_name=true)"
-    ).fetchone()
+    ).fetchall()[0]
     assert places[0] == places[1], f"{places[0] - places[1]} rows have an offset that is in the lake already"
