@@ -1,12 +1,8 @@
 //! Gives each event its verdict: a pure function of the event and its schema.
 
-pub mod verdict;
-
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-
-pub use verdict::{Item, ItemTime, JudgeContext, Judged, Verdict};
 
 /// `[schemas]`
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]

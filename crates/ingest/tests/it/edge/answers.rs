@@ -53,9 +53,6 @@ async fn what_is_known_by_its_id_is_counted_once() {
 async fn items_that_are_no_events_are_rejected_and_the_rest_kept() {
     let server = start_with(|setup| setup.config.limits.event_bytes = Size(100)).await;
     let big = format!(r#"{{"event_type":"t","a":"{}"}}"#, "x".repeat(100));
-    let reply = server.json(&format!(r#"[1, {{"event_type":"t"}}, {{]}}, {big}]"#)).await;
-    // The third element breaks the array's own brackets only for a strict reader.
-    assert_eq!(reply.status, 400, "{reply:?}");
     let reply = server.json(&format!(r#"[1, {{"event_type":"t"}}, {{"a":}}, {big}]"#)).await;
     reply.counts(1, 0, 3);
     let codes: Vec<_> = reply.body["errors"].as_array().unwrap().iter().collect();

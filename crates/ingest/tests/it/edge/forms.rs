@@ -29,7 +29,7 @@ async fn content_types_with_parameters_and_chunked_bodies_are_taken() {
         "Content-Type: Application/JSON; charset=\"UTF-8\"\r\nTransfer-Encoding: chunked\r\n\r\n",
     );
     let body =
-        "5\r\n{\"eve\r\n12\r\nnt_type\":\"t\",\"a\":\r\n2\r\n1}\r\n0\r\nx-trailer: 1\r\n\r\n";
+        "5\r\n{\"eve\r\n11\r\nnt_type\":\"t\",\"a\":\r\n2\r\n1}\r\n0\r\nx-trailer: 1\r\n\r\n";
     server.raw(format!("{head}{body}").as_bytes()).await.counts(1, 0, 0);
     assert_eq!(server.kept()[0].2, "{\"event_type\":\"t\",\"a\":1}");
 }
