@@ -17,8 +17,10 @@ use tidegate_ingest::{
         budget::Budget,
         judge::{Judge, JudgeSession},
     },
-    normalize::{Item, JudgeContext, Judged, Verdict},
+    json::ScanLimits,
+    normalize::{Item, JudgeContext, Judged, Normalizer, SchemaStore, SchemasConfig, Verdict},
     shed::{Pressure, ShedReason},
+    storage::Disk,
     tenants::{NewTenant, Quota, Tenants},
     writer::{Append, AppendError, Appended, BoxFuture},
 };
@@ -74,6 +76,15 @@ impl JudgeSession for FakeSession {
             verdict,
         }
     }
+}
+
+/// The real normalizer, without schemas.
+pub fn normalizer() -> Arc<Normalizer> {
+    let dir = tempfile::tempdir().unwrap();
+    let store = SchemaStore::open(Arc::new(Disk), dir.path().to_owned()).unwrap();
+    let limits = ScanLimits { depth: 32, fields: 512 };
+    let config = SchemasConfig::default();
+    Arc::new(Normalizer::load(&config, Arc::new(store), limits).unwrap())
 }
 
 /// Keeps batches in memory; answers as told.
@@ -148,6 +159,7 @@ pub struct Setup {
     pub quota: Quota,
     pub strict: bool,
     pub budget: u64,
+    pub judge: Arc<dyn Judge>,
 }
 
 pub async fn start() -> Server {
@@ -156,7 +168,13 @@ pub async fn start() -> Server {
 
 pub async fn start_with(change: impl FnOnce(&mut Setup)) -> Server {
     let config = EdgeConfig { listen: "127.0.0.1:0".to_owned(), ..EdgeConfig::default() };
-    let mut setup = Setup { config, quota: Quota::default(), strict: false, budget: 256 << 20 };
+    let mut setup = Setup {
+        config,
+        quota: Quota::default(),
+        strict: false,
+        budget: 256 << 20,
+        judge: Arc::new(FakeJudge),
+    };
     change(&mut setup);
     let dir = tempfile::tempdir().unwrap();
     let clock = Arc::new(SystemClock);
@@ -177,7 +195,7 @@ pub async fn start_with(change: impl FnOnce(&mut Setup)) -> Server {
     let edge = bind(EdgeParts {
         config: setup.config,
         tenants: tenants.clone(),
-        normalizer: Arc::new(FakeJudge),
+        normalizer: setup.judge,
         log: log.clone(),
         books: books.clone(),
         clock,
