@@ -157,6 +157,10 @@ async fn respond(
     if let Some(detail) = head::too_large(&parts, &shared.limits) {
         return Err(Refusal::problem(Problem::HEADERS_TOO_LARGE, detail));
     }
+    if parts.version == Version::HTTP_11 && parts.headers.get_all(header::HOST).iter().count() != 1
+    {
+        return Err(Refusal::problem(Problem::BAD_REQUEST, "HTTP/1.1 needs one Host header"));
+    }
     if let Some(answer) = health(shared, &parts) {
         return Ok(answer);
     }

@@ -1,0 +1,13 @@
+//! The public side over real sockets, with a fake normalizer and a fake log behind it.
+//!
+//! What this does not prove: what a verdict is (the normalizer's tests) and that 200 is durable
+//! (the log's).
+
+mod answers;
+mod codings;
+mod connections;
+mod forms;
+mod kit;
+mod tenants;
+mod tls;
+mod wire;
