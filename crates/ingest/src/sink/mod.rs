@@ -51,8 +51,11 @@ pub struct SinkKind {
     /// As it stands in `kind`.
     pub name: &'static str,
     /// Checks its configuration and opens it. Makes no request.
-    pub open: fn(&SinkConfig, &SinkContext) -> Result<Arc<dyn Sink>, SinkConfigError>,
+    pub open: OpenSink,
 }
+
+/// Opens one sink.
+pub type OpenSink = fn(&SinkConfig, &SinkContext) -> Result<Arc<dyn Sink>, SinkConfigError>;
 
 /// What a sink may use.
 #[derive(Clone)]

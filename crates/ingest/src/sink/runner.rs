@@ -89,6 +89,7 @@ pub struct Sinks {
     sinks: Vec<Running>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     pressure: Mutex<PressureCache>,
+    clock: Arc<dyn Clock>,
 }
 
 struct Running {
@@ -163,7 +164,12 @@ pub fn start_with(
         let lane_bytes = lane_bytes(&config, parts.backlog_bytes)?;
         sinks.push(Running { config, lane_bytes, bound_bytes: parts.backlog_bytes, partitions });
     }
-    let sinks = Sinks { sinks, threads: Mutex::default(), pressure: Mutex::default() };
+    let sinks = Sinks {
+        sinks,
+        threads: Mutex::default(),
+        pressure: Mutex::default(),
+        clock: Arc::clone(&parts.clock),
+    };
     for worker in workers {
         let (sink, path) = (worker.shared.name.clone(), worker.path.clone());
         let name = format!("sink-{sink}-{}", worker.shared.log.partition());
@@ -265,9 +271,10 @@ fn worker(
 }
 
 impl Sinks {
-    /// How every sink does, at `now`.
+    /// How every sink does.
     #[must_use]
-    pub fn status(&self, now: tidegate_event::ReceivedAt) -> Vec<SinkStatus> {
+    pub fn status(&self) -> Vec<SinkStatus> {
+        let now = self.clock.now();
         self.sinks.iter().map(|sink| sink.status(now)).collect()
     }
 

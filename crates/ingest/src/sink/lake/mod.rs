@@ -154,6 +154,18 @@ impl Lake {
         Ok((Bytes::from(bytes), hash))
     }
 
+    /// The files that `rows` make, by path, without putting them anywhere.
+    ///
+    /// # Errors
+    /// As [`Sink::write`].
+    pub fn files(&self, rows: &LaneRows<'_>) -> Result<Vec<(String, Bytes)>, WriteError> {
+        let file = |plan: FilePlan| {
+            let path = plan.name(rows).path(self.store.root(), self.format);
+            Ok((path.to_string(), self.encode(rows, &plan)?.0))
+        };
+        table::plan(rows).into_iter().map(file).collect()
+    }
+
     fn write_file(&self, rows: &LaneRows<'_>, plan: &FilePlan) -> Result<(), WriteError> {
         let (bytes, hash) = self.encode(rows, plan)?;
         let path = plan.name(rows).path(self.store.root(), self.format);

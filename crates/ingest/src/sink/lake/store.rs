@@ -350,7 +350,8 @@ fn open_remote(url: &str, options: &toml::Table) -> Result<(Arc<dyn ObjectStore>
     // reqwest brings no crypto provider of its own. An error says that one is installed already.
     let _installed = rustls::crypto::ring::default_provider().install_default();
     let parsed = url::Url::parse(url).map_err(|e| e.to_string())?;
-    let (scheme, path) = ObjectStoreScheme::parse(&parsed).map_err(|e| e.to_string())?;
+    let unknown = || "write a folder, file://, s3://, gs:// or az://".to_owned();
+    let (scheme, path) = ObjectStoreScheme::parse(&parsed).map_err(|_| unknown())?;
     // The sink waits and retries by itself, and says so in `status` meanwhile.
     let retry = RetryConfig {
         max_retries: 2,
@@ -372,7 +373,7 @@ fn open_remote(url: &str, options: &toml::Table) -> Result<(Arc<dyn ObjectStore>
         ObjectStoreScheme::AmazonS3 => build!(AmazonS3Builder),
         ObjectStoreScheme::GoogleCloudStorage => build!(GoogleCloudStorageBuilder),
         ObjectStoreScheme::MicrosoftAzure => build!(MicrosoftAzureBuilder),
-        _ => return Err("write a folder, file://, s3://, gs:// or az://".to_owned()),
+        _ => return Err(unknown()),
     };
     Ok((store, path))
 }

@@ -11,9 +11,7 @@ use super::{
     layout::FileName,
     project::Project,
 };
-
-/// Protocols whose bodies name an event's type, id and time in fields that are ours.
-const RESERVING: &[&str] = &["events", "track"];
+use crate::normalize::{ProjectScratch, reserved_in};
 
 /// One file: rows of one hour, judged by one schema.
 #[derive(Clone, Debug)]
@@ -192,8 +190,15 @@ impl Own {
 
 /// The columns behind those.
 enum Body<'s> {
-    Live { schema: Option<&'s dyn Project>, columns: Vec<Column>, custom: Column, text: String },
-    Dead { reason: Column, field: Column, message: Column, raw: Column },
+    Live {
+        schema: Option<&'s dyn Project>,
+        columns: Vec<Column>,
+        custom: Column,
+        text: String,
+        scratch: Box<ProjectScratch>,
+    },
+    /// reason, field, message, raw
+    Dead(Box<[Column; 4]>),
 }
 
 impl<'s> Body<'s> {
@@ -205,34 +210,36 @@ impl<'s> Body<'s> {
             columns: columns.iter().map(column).collect(),
             custom: Column::optional("custom", Kind::Json, rows),
             text: String::new(),
+            scratch: Box::default(),
         }
     }
 
     fn dead(rows: usize) -> Self {
-        Self::Dead {
-            reason: Column::required("reason", Kind::Text, rows),
-            field: Column::optional("field", Kind::Text, rows),
-            message: Column::optional("message", Kind::Text, rows),
-            raw: Column::required("raw", Kind::Text, rows),
-        }
+        Self::Dead(Box::new([
+            Column::required("reason", Kind::Text, rows),
+            Column::optional("field", Kind::Text, rows),
+            Column::optional("message", Kind::Text, rows),
+            Column::required("raw", Kind::Text, rows),
+        ]))
     }
 
     /// Adds one row, or nothing.
     fn push(&mut self, row: &Row<'_>, rows: &LaneRows<'_>) -> Result<(), String> {
         let note = note(row)?;
         match self {
-            Self::Live { schema, columns, custom, text } => {
+            Self::Live { schema, columns, custom, text, scratch } => {
                 text.clear();
-                let reserved = RESERVING.contains(&row.protocol(rows.heads));
+                let reserved = reserved_in(row.protocol(rows.heads));
                 let project =
                     schema.ok_or_else(|| "there is no schema to split it by".to_owned())?;
-                let mut rest = project.project(row.raw, reserved, columns, text)?;
+                let mut rest = project.project(row.raw, reserved, scratch, columns, text)?;
                 if let Some(name) = &note.source_name {
                     rest = add_source_name(name, columns, text, rest);
                 }
                 if rest { custom.push_text(text) } else { custom.push_null() }
             }
-            Self::Dead { reason, field, message, raw } => {
+            Self::Dead(columns) => {
+                let [reason, field, message, raw] = &mut **columns;
                 let text = std::str::from_utf8(row.raw).map_err(|e| e.to_string())?;
                 reason.push_text(row.dead.map_or("", tidegate_event::Code::as_str));
                 push_or_null(field, note.field.as_deref());
@@ -249,7 +256,7 @@ impl<'s> Body<'s> {
                 columns.push(custom);
                 columns
             }
-            Self::Dead { reason, field, message, raw } => vec![reason, field, message, raw],
+            Self::Dead(columns) => Vec::from(*columns),
         }
     }
 }

@@ -30,11 +30,6 @@ pub enum How {
     DieAfter,
 }
 
-impl How {
-    pub const ALL: [How; 4] =
-        [How::FailBefore, How::FailAfter, How::DieBefore, How::DieAfter];
-}
-
 /// Counts operations and strikes once.
 #[derive(Debug)]
 pub struct Fate {

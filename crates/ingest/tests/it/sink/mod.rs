@@ -14,12 +14,13 @@ use std::{
 };
 
 use tidegate_event::{
-    BatchEncoder, Code, EventTime, EventType, Offset, Partition, ReceivedAt, SchemaRef, TenantId,
+    BatchEncoder, Code, EventTime, EventType, Offset, Partition, SchemaRef, TenantId,
     record::{Record, base_id},
 };
 use tidegate_ingest::{
     clock::ManualClock,
     log::{self, Codec, FrameBody, Log, LogConfig},
+    normalize::ProjectScratch,
     sink::{
         self, Lane, Sink, SinkConfig, SinkContext, SinkParts, Sinks,
         lake::{Column, Kind, Lake, LakeReader, Project, SchemaColumn, Schemas},
@@ -45,8 +46,7 @@ impl Pipe {
         let dir = tempfile::tempdir().unwrap();
         let config = LogConfig { dir: dir.path().join("data"), ..LogConfig::default() };
         let clock = Arc::new(ManualClock::new(MORNING));
-        let opened =
-            log::open(Arc::new(Disk), &config, Arc::<ManualClock>::clone(&clock)).unwrap();
+        let opened = log::open(Arc::new(Disk), &config, Arc::<ManualClock>::clone(&clock)).unwrap();
         let log = opened.partitions.into_iter().next().unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -241,6 +241,7 @@ impl Project for TestSchema {
         &self,
         raw: &[u8],
         _reserved: bool,
+        _scratch: &mut ProjectScratch,
         columns: &mut [Column],
         custom: &mut String,
     ) -> Result<bool, String> {
@@ -292,10 +293,6 @@ fn tree(dir: &Path) -> BTreeMap<String, Vec<u8>> {
         }
     }
     files
-}
-
-fn received(at: i64) -> ReceivedAt {
-    ReceivedAt(at)
 }
 
 const FIRST: Partition = Partition(0);
