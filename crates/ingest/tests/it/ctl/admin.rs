@@ -369,3 +369,22 @@ fn a_configuration_is_checked_without_a_server() {
     assert_eq!(done.status, 3);
     assert!(done.err.contains("check the path"), "{}", done.err);
 }
+
+#[test]
+fn https_is_spoken_to_whom_the_given_certificates_trust_and_nobody_else() {
+    let (stub, certificate) = Stub::start_tls(|_, _| answer(200, json!({"partitions": []})));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ca.pem");
+    std::fs::write(&path, certificate).unwrap();
+    let cacert = path.to_str().unwrap();
+    let done = ingestctl(&stub.tls_url(), &["offsets", "--cacert", cacert]);
+    assert_eq!(done.status, 0, "{done:?}");
+    let (other, _) = Stub::start_tls(|_, _| answer(200, json!({"partitions": []})));
+    let done = ingestctl(&other.tls_url(), &["offsets", "--cacert", cacert]);
+    assert_eq!(done.status, 3);
+    assert!(done.err.contains("invalid peer certificate"), "{}", done.err);
+    std::fs::write(&path, "nothing").unwrap();
+    let done = ingestctl(&stub.tls_url(), &["offsets", "--cacert", cacert]);
+    assert!(done.status == 3 && done.err.contains("--cacert"), "{done:?}");
+    assert_eq!(other.asked().len(), 0);
+}

@@ -57,6 +57,9 @@ fn the_commands_are_those_of_the_design() {
         "drain",
         "load",
         "completions",
+        "schema check",
+        "schema test",
+        "schema list",
     ] {
         assert!(names.iter().any(|n| n == name), "{name} is missing from {names:?}");
     }

@@ -186,3 +186,23 @@ fn a_rate_that_cannot_be_kept_is_said_and_stays_in_the_latencies() {
     // Measured from when they were due: the median waited for hundreds of milliseconds.
     assert!(report["latency_ms"]["p50"].as_f64().unwrap() > 200.0, "{report}");
 }
+
+#[test]
+fn http_2_is_spoken_with_and_without_tls() {
+    let (secure, certificate) = Stub::start_tls(|_, asked| all_accepted(asked));
+    let plain = Stub::start(|_, asked| all_accepted(asked));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ca.pem");
+    std::fs::write(&path, certificate).unwrap();
+    let cacert = path.to_str().unwrap();
+    for (stub, url) in [(&secure, secure.tls_url()), (&plain, plain.url())] {
+        for (http2, version) in [(true, http::Version::HTTP_2), (false, http::Version::HTTP_11)] {
+            let mut line =
+                vec!["load", "--events", "100", "--batch", "10", "--json", "--cacert", cacert];
+            line.extend(http2.then_some("--http2"));
+            let done = ingestctl(&url, &line);
+            assert_eq!(done.json()["accepted"], 100, "{url} {done:?}");
+            assert_eq!(stub.asked().last().unwrap().version, version);
+        }
+    }
+}

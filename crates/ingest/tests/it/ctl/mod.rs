@@ -5,5 +5,6 @@
 mod admin;
 mod help;
 mod load;
+mod schema;
 mod send;
 mod stub;

@@ -1,7 +1,6 @@
 //! A server that notes what it is asked and answers as it is told, and the program under test.
 
 use std::{
-    convert::Infallible,
     io::{Read as _, Write as _},
     net::SocketAddr,
     process::{Command, Stdio},
@@ -11,13 +10,18 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, Response};
 use http_body_util::{BodyExt as _, Full};
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::TokioIo;
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto,
+};
+use tokio::io::{AsyncRead, AsyncWrite};
 
 /// A request as it came.
 #[derive(Clone, Debug)]
 pub struct Asked {
     pub line: String,
+    pub version: http::Version,
     pub headers: HeaderMap,
     pub body: Bytes,
 }
@@ -68,6 +72,30 @@ pub fn all_accepted(asked: &Asked) -> Answer {
 impl Stub {
     /// Answers with what `told` says, given how many requests came before.
     pub fn start(told: impl Fn(usize, &Asked) -> Answer + Send + Sync + 'static) -> Self {
+        Self::serve(told, None)
+    }
+
+    /// The same behind TLS; returns the certificate to trust (PEM).
+    pub fn start_tls(
+        told: impl Fn(usize, &Asked) -> Answer + Send + Sync + 'static,
+    ) -> (Self, String) {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let key = rustls::pki_types::PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into());
+        let mut config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key)
+            .unwrap();
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        (Self::serve(told, Some(Arc::new(config))), made.cert.pem())
+    }
+
+    fn serve(
+        told: impl Fn(usize, &Asked) -> Answer + Send + Sync + 'static,
+        tls: Option<Arc<rustls::ServerConfig>>,
+    ) -> Self {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
@@ -79,30 +107,24 @@ impl Stub {
             runtime.block_on(async move {
                 let listener = tokio::net::TcpListener::from_std(listener).unwrap();
                 while let Ok((stream, _)) = listener.accept().await {
-                    let (notes, told) = (Arc::clone(&notes), Arc::clone(&told));
-                    let service = service_fn(move |request: http::Request<Incoming>| {
-                        let (notes, told) = (Arc::clone(&notes), Arc::clone(&told));
-                        async move {
-                            let (head, body) = request.into_parts();
-                            let body = body.collect().await.unwrap().to_bytes();
-                            let line = format!("{} {}", head.method, head.uri);
-                            let asked = Asked { line, headers: head.headers, body };
-                            let before = {
-                                let mut notes = notes.lock().unwrap();
-                                notes.push(asked.clone());
-                                notes.len() - 1
-                            };
-                            told(before, &asked).ok_or_else(|| std::io::Error::other("cut"))
+                    let (notes, told, tls) = (Arc::clone(&notes), Arc::clone(&told), tls.clone());
+                    tokio::spawn(async move {
+                        let Some(tls) = tls else { return connection(stream, notes, told).await };
+                        // A handshake that fails is what some tests are about.
+                        if let Ok(stream) =
+                            tokio_rustls::TlsAcceptor::from(tls).accept(stream).await
+                        {
+                            connection(stream, notes, told).await;
                         }
                     });
-                    tokio::spawn(
-                        http1::Builder::new().serve_connection(TokioIo::new(stream), service),
-                    );
                 }
-                Ok::<(), Infallible>(())
-            })
+            });
         });
         Self { address, asked }
+    }
+
+    pub fn tls_url(&self) -> String {
+        format!("https://localhost:{}", self.address.port())
     }
 
     pub fn url(&self) -> String {
@@ -112,6 +134,33 @@ impl Stub {
     pub fn asked(&self) -> Vec<Asked> {
         self.asked.lock().unwrap().clone()
     }
+}
+
+async fn connection<S, F>(stream: S, notes: Arc<Mutex<Vec<Asked>>>, told: Arc<F>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    F: Fn(usize, &Asked) -> Answer + Send + Sync + 'static,
+{
+    let service = service_fn(move |request: http::Request<Incoming>| {
+        let (notes, told) = (Arc::clone(&notes), Arc::clone(&told));
+        async move {
+            let (head, body) = request.into_parts();
+            let body = body.collect().await.unwrap().to_bytes();
+            let path = head.uri.path_and_query().unwrap();
+            let line = format!("{} {path}", head.method);
+            let asked = Asked { line, version: head.version, headers: head.headers, body };
+            let before = {
+                let mut notes = notes.lock().unwrap();
+                notes.push(asked.clone());
+                notes.len() - 1
+            };
+            told(before, &asked).ok_or_else(|| std::io::Error::other("cut"))
+        }
+    });
+    // A connection that is cut on purpose ends with an error.
+    let _ = auto::Builder::new(TokioExecutor::new())
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
 }
 
 /// An address where nobody listens.
