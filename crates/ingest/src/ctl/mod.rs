@@ -21,6 +21,8 @@ pub mod offsets;
 pub mod out;
 pub mod public;
 pub mod reload;
+pub mod schema;
+mod schema_test;
 pub mod send;
 pub mod status;
 pub mod table;
@@ -111,6 +113,8 @@ pub enum Command {
     DeadLetters(dead_letters::DeadLettersArgs),
     /// Add, list, re-key, disable and enable tenants
     Tenant(tenant::TenantArgs),
+    /// Check schemas, try events on them, list the server's
+    Schema(schema::SchemaArgs),
     /// Hold the books against the log and the lake, and a client's journal against the log
     Audit(audit::AuditArgs),
     /// Check a configuration file
@@ -187,6 +191,7 @@ async fn run(command: Command, context: &Context) -> Result<Verdict, Fault> {
         Command::Offsets(args) => offsets::run(&args, context).await,
         Command::DeadLetters(args) => dead_letters::run(args, context).await,
         Command::Tenant(args) => tenant::run(args, context).await,
+        Command::Schema(args) => schema::run(args, context).await,
         Command::Audit(args) => audit::run(&args, context).await,
         Command::Config(args) => config::run(&args, context),
         Command::Reload(args) => reload::run(&args, context).await,
@@ -235,6 +240,9 @@ mod tests {
             "ingestctl tenant add UPPER",
             "ingestctl completions tcsh",
             "ingestctl tail --event-type ..",
+            "ingestctl schema check",
+            "ingestctl schema check d --against e --against-server",
+            "ingestctl schema test d",
         ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
         }
@@ -254,6 +262,9 @@ mod tests {
             "ingestctl tenant rotate acme --expire-old-after 1d",
             "ingestctl audit --journal f",
             "ingestctl config check f",
+            "ingestctl schema check d --against e",
+            "ingestctl schema test d - --rows",
+            "ingestctl schema list",
             "ingestctl reload",
             "ingestctl drain",
             "ingestctl load --rate 1000 --duration 3s --key a --key b",

@@ -1,5 +1,7 @@
 //! One integration binary; one module per promise.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+#![allow(clippy::print_stderr, reason = "a failed test says what the server said")]
 
+mod ctl;
 mod edge;
 mod sink;

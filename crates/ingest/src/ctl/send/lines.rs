@@ -141,11 +141,11 @@ fn refuse_pretty(first: &[u8]) -> Result<(), Fault> {
     match first {
         b"[" => Err(Fault::failed(
             "the input is one JSON array over many lines",
-            "make it one event a line:  jq -c '.[]' FILE | ingestctl send -",
+            "make it one event a line:  jq -c '.[]' FILE",
         )),
         b"{" => Err(Fault::failed(
             "the input is JSON over many lines",
-            "make it one event a line:  jq -c . FILE | ingestctl send -",
+            "make it one event a line:  jq -c . FILE",
         )),
         _ => Ok(()),
     }

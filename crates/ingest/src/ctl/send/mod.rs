@@ -25,7 +25,7 @@ use super::{
 };
 use crate::config::{Size, Span};
 
-mod lines;
+pub(super) mod lines;
 mod tally;
 mod worker;
 
