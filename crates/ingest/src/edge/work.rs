@@ -31,6 +31,9 @@ pub(super) const EDGE_FULL_FOR: Duration = Duration::from_secs(1);
 /// How many kinds of (type, schema) one batch can hold.
 const KINDS_MAX: usize = 65_535;
 
+/// Bytes that one more event type costs while its request is worked on, about.
+const KIND_BYTES: usize = 512;
+
 /// Bytes taken from the budget at once while a batch grows.
 const STEP_BYTES: u64 = 256 << 10;
 
@@ -292,7 +295,8 @@ impl Bench<'_> {
 
     /// Takes memory for what the batch has grown.
     fn pay(&mut self) -> ControlFlow<()> {
-        let owed = (self.encoder.bytes() as u64).saturating_sub(self.held);
+        let kinds = self.kinds.types.len() * KIND_BYTES;
+        let owed = ((self.encoder.bytes() + kinds) as u64).saturating_sub(self.held);
         if owed == 0 {
             return ControlFlow::Continue(());
         }
@@ -326,7 +330,7 @@ impl Bench<'_> {
             self.rejected.first = Some((place, reason.clone()));
         }
         self.tell(index, id.map(str::to_owned), reason);
-        ControlFlow::Continue(())
+        self.pay()
     }
 
     fn tell(&mut self, index: u32, event_id: Option<String>, reason: Reason) {
