@@ -139,9 +139,6 @@ impl Work {
     /// The decoded body; gives the raw one's memory back.
     fn decoded(&mut self) -> Result<Bytes, Refusal> {
         let raw = std::mem::take(&mut self.body);
-        if raw.is_empty() {
-            return Err(empty());
-        }
         let (bytes, ratio) = (self.limits.decoded_bytes.0.min(1 << 30), self.limits.ratio);
         if self.coding == Coding::Identity {
             return if bytes < raw.len() as u64 {
