@@ -193,7 +193,7 @@ impl Log {
     /// # Errors
     /// What the system said; the next start then recovers as after a crash.
     pub fn close(self) -> io::Result<()> {
-        if self.poisoned || self.marked_clean {
+        if self.poisoned {
             return Ok(());
         }
         let (base, bytes) = match (&self.active, self.shared.state().segments.back()) {

@@ -10,8 +10,13 @@ fn flip_every_bit(clean: bool) {
     disk.0.sync_is_free.store(true, Ordering::SeqCst);
     let mut place = Place::on(Arc::new(disk));
     place.config.segment_bytes = Size(400);
+    // Ten thousand starts: in memory, where the machine has such a folder.
+    if let Ok(dir) = TempDir::new_in("/dev/shm") {
+        place.config.dir = dir.path().into();
+        place.dir = dir;
+    }
     let (mut log, _) = place.open();
-    for n in 0..9u8 {
+    for n in 0..6u8 {
         log.append(&[frame(&[n; 11], 2)]).unwrap();
     }
     if clean {
@@ -56,8 +61,8 @@ fn check_flipped(log: &LogHandle, clean: bool, what: &str) {
         }
     }
     assert_eq!(next, log.latest().0, "{what}");
-    assert!(served >= 8, "{what}: {served}");
-    assert!(next == 18 || (!clean && next == 16), "{what}: to {next}");
+    assert!(served >= 5, "{what}: {served}");
+    assert!(next == 12 || (!clean && next == 10), "{what}: to {next}");
 }
 
 #[test]
