@@ -11,7 +11,9 @@ use tidegate_event::Code;
 use super::{
     Field, JsonError, Kind,
     field::{Span, slice},
-    push_pointer, unescape,
+    push_pointer,
+    text::plain_end,
+    unescape,
 };
 
 /// How much one event may hold.
@@ -418,7 +420,7 @@ impl Scanner<'_, '_> {
         self.at += 1;
         let mut escaped = false;
         loop {
-            self.plain();
+            self.at = plain_end(self.bytes, self.at);
             match self.bytes.get(self.at) {
                 Some(b'"') => {
                     self.at += 1;
@@ -431,30 +433,6 @@ impl Scanner<'_, '_> {
                 Some(_) => return self.fault("a control character in a string must be escaped"),
                 None => return self.fault("a string that is not closed"),
             }
-        }
-    }
-
-    /// Moves to the next quote, backslash or control character, eight bytes at a time.
-    #[inline]
-    fn plain(&mut self) {
-        const ONES: u64 = 0x0101_0101_0101_0101;
-        const HIGH: u64 = ONES << 7;
-        while let Some(chunk) = self.bytes.get(self.at..).and_then(<[u8]>::first_chunk::<8>) {
-            let word = u64::from_le_bytes(*chunk);
-            let zero = |w: u64| w.wrapping_sub(ONES) & !w;
-            let quote = zero(word ^ (ONES * 0x22));
-            let backslash = zero(word ^ (ONES * 0x5c));
-            let control = word.wrapping_sub(ONES * 0x20) & !word;
-            // Above the first hit the bits may be wrong, up to it they are right.
-            let hits = (quote | backslash | control) & HIGH;
-            if hits != 0 {
-                self.at += (hits.trailing_zeros() / 8) as usize;
-                return;
-            }
-            self.at += 8;
-        }
-        while self.bytes.get(self.at).is_some_and(|b| *b >= 0x20 && !matches!(b, b'"' | b'\\')) {
-            self.at += 1;
         }
     }
 
