@@ -1,6 +1,6 @@
 //! Cuts a body that is one JSON array into its elements, without checking what is in them.
 
-use super::JsonError;
+use super::{JsonError, text::plain_end};
 
 /// The elements of a top-level array, each with its byte position in `body` and without the space
 /// around it. An element is whatever stands between two commas outside strings and brackets, and is
@@ -120,13 +120,15 @@ impl<'a> Elements<'a> {
         let opened = self.at;
         self.at += 1;
         loop {
-            let rest = self.body.get(self.at..).unwrap_or_default();
-            match memchr::memchr2(b'"', b'\\', rest) {
-                Some(n) if rest.get(n) == Some(&b'"') => {
-                    self.at += n + 1;
+            self.at = plain_end(self.body, self.at);
+            match self.peek() {
+                Some(b'"') => {
+                    self.at += 1;
                     return Ok(());
                 }
-                Some(n) => self.at += n + 2,
+                Some(b'\\') => self.at += 2,
+                // A control character: scanning the element refuses it.
+                Some(_) => self.at += 1,
                 None => {
                     let what = "a string that is not closed";
                     return Err(JsonError::InvalidJson { position: opened, what });

@@ -6,13 +6,15 @@
 //! is JSON but means nothing certain (a key twice, NUL, half a surrogate pair) is a [`Flaw`].
 
 mod array;
+mod field;
 mod scan;
 #[cfg(test)]
 mod tests;
 mod text;
 
 pub use array::split_array;
-pub use scan::{Field, Flaw, Kind, Object, ScanLimits, scan_object};
+pub use field::{Field, Kind};
+pub use scan::{Flaw, Object, ScanLimits, scan_object};
 pub use text::{push_pointer, quote, short, unescape};
 
 use tidegate_event::Code;

@@ -8,7 +8,13 @@ use std::{
 
 use tidegate_event::Code;
 
-use super::{JsonError, push_pointer, unescape};
+use super::{
+    Field, JsonError, Kind,
+    field::{Span, slice},
+    push_pointer,
+    text::plain_end,
+    unescape,
+};
 
 /// How much one event may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,106 +23,6 @@ pub struct ScanLimits {
     pub depth: usize,
     /// Fields of all objects together.
     pub fields: usize,
-}
-
-/// What kind of value it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// `null`
-    Null,
-    /// `true`
-    True,
-    /// `false`
-    False,
-    /// A number without fraction and exponent.
-    Integer,
-    /// A number with a fraction or an exponent.
-    Number,
-    /// A string.
-    String {
-        /// True where it holds escapes.
-        escaped: bool,
-    },
-    /// An object.
-    Object,
-    /// An array.
-    Array,
-}
-
-impl Kind {
-    /// How people call it, with its article.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Null => "null",
-            Self::True | Self::False => "a boolean",
-            Self::Integer => "an integer",
-            Self::Number => "a number",
-            Self::String { .. } => "a string",
-            Self::Object => "an object",
-            Self::Array => "an array",
-        }
-    }
-}
-
-/// One top-level field: where its parts lie in the scanned text.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Field {
-    key: Span,
-    value: (u32, u32),
-    /// What its value is.
-    pub kind: Kind,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-struct Span {
-    from: u32,
-    to: u32,
-    escaped: bool,
-}
-
-impl Field {
-    /// Its key as it stands between the quotes of `text`, the text that was scanned.
-    #[must_use]
-    pub fn key<'a>(&self, text: &'a str) -> &'a str {
-        slice(text, self.key.from, self.key.to)
-    }
-
-    /// True where the key holds escapes, so that [`Field::key`] is not yet its name.
-    #[must_use]
-    pub fn key_escaped(&self) -> bool {
-        self.key.escaped
-    }
-
-    /// Its key, decoded.
-    #[must_use]
-    pub fn name<'a>(&self, text: &'a str) -> Cow<'a, str> {
-        if self.key.escaped { unescape(self.key(text)) } else { Cow::Borrowed(self.key(text)) }
-    }
-
-    /// Its value as it stands in `text`, a string with its quotes.
-    #[must_use]
-    pub fn value<'a>(&self, text: &'a str) -> &'a str {
-        slice(text, self.value.0, self.value.1)
-    }
-
-    /// Where the key's opening quote stands and where the value ends, in bytes.
-    #[must_use]
-    pub fn extent(&self) -> (usize, usize) {
-        (self.key.from as usize - 1, self.value.1 as usize)
-    }
-
-    /// A string's content, decoded; `None` for every other kind.
-    #[must_use]
-    pub fn string<'a>(&self, text: &'a str) -> Option<Cow<'a, str>> {
-        let Kind::String { escaped } = self.kind else { return None };
-        let inside = slice(text, self.value.0 + 1, self.value.1 - 1);
-        Some(if escaped { unescape(inside) } else { Cow::Borrowed(inside) })
-    }
-}
-
-fn slice(text: &str, from: u32, to: u32) -> &str {
-    text.get(from as usize..to as usize).unwrap_or_default()
 }
 
 /// JSON, but of no certain meaning: such an event is a dead letter.
@@ -514,7 +420,7 @@ impl Scanner<'_, '_> {
         self.at += 1;
         let mut escaped = false;
         loop {
-            self.plain();
+            self.at = plain_end(self.bytes, self.at);
             match self.bytes.get(self.at) {
                 Some(b'"') => {
                     self.at += 1;
@@ -527,30 +433,6 @@ impl Scanner<'_, '_> {
                 Some(_) => return self.fault("a control character in a string must be escaped"),
                 None => return self.fault("a string that is not closed"),
             }
-        }
-    }
-
-    /// Moves to the next quote, backslash or control character, eight bytes at a time.
-    #[inline]
-    fn plain(&mut self) {
-        const ONES: u64 = 0x0101_0101_0101_0101;
-        const HIGH: u64 = ONES << 7;
-        while let Some(chunk) = self.bytes.get(self.at..).and_then(<[u8]>::first_chunk::<8>) {
-            let word = u64::from_le_bytes(*chunk);
-            let zero = |w: u64| w.wrapping_sub(ONES) & !w;
-            let quote = zero(word ^ (ONES * 0x22));
-            let backslash = zero(word ^ (ONES * 0x5c));
-            let control = word.wrapping_sub(ONES * 0x20) & !word;
-            // Above the first hit the bits may be wrong, up to it they are right.
-            let hits = (quote | backslash | control) & HIGH;
-            if hits != 0 {
-                self.at += (hits.trailing_zeros() / 8) as usize;
-                return;
-            }
-            self.at += 8;
-        }
-        while self.bytes.get(self.at).is_some_and(|b| *b >= 0x20 && !matches!(b, b'"' | b'\\')) {
-            self.at += 1;
         }
     }
 

@@ -98,3 +98,28 @@ pub fn short(value: &str) -> Cow<'_, str> {
         Some((at, _)) => Cow::Owned(format!("{}…", value.get(..at).unwrap_or_default())),
     }
 }
+
+/// Where the next quote, backslash or control character stands from `at` on, or the end; looked for
+/// eight bytes at a time.
+#[inline]
+pub(super) fn plain_end(bytes: &[u8], mut at: usize) -> usize {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    const HIGH: u64 = ONES << 7;
+    while let Some(chunk) = bytes.get(at..).and_then(<[u8]>::first_chunk::<8>) {
+        let word = u64::from_le_bytes(*chunk);
+        let zero = |w: u64| w.wrapping_sub(ONES) & !w;
+        let quote = zero(word ^ (ONES * 0x22));
+        let backslash = zero(word ^ (ONES * 0x5c));
+        let control = word.wrapping_sub(ONES * 0x20) & !word;
+        // Above the first hit the bits may be wrong, up to it they are right.
+        let hits = (quote | backslash | control) & HIGH;
+        if hits != 0 {
+            return at + (hits.trailing_zeros() / 8) as usize;
+        }
+        at += 8;
+    }
+    while bytes.get(at).is_some_and(|b| *b >= 0x20 && !matches!(b, b'"' | b'\\')) {
+        at += 1;
+    }
+    at
+}

@@ -9,7 +9,7 @@ use super::{
     check::Checked,
     exact::{Beyond, Conversion, Double, Exact},
     schema::{ColumnType, FieldRule, UnitRule},
-    unit::{Unit, UnitError},
+    unit::{CODE_BYTES_MAX, Unit, UnitError},
 };
 use crate::json::{Field, Kind, Object, ScanLimits, scan_object, short};
 
@@ -69,6 +69,11 @@ pub(super) struct Tools<'t> {
 
 impl UnitCache {
     fn conversion(&mut self, from: &str, to: &UnitRule) -> &Result<Conversion, Refused> {
+        // Longer ones are no units, and are not to be remembered.
+        const TOO_LONG: &Result<Conversion, Refused> = &Err(Refused::Unknown(UnitError::Unknown));
+        if from.len() > CODE_BYTES_MAX {
+            return TOO_LONG;
+        }
         let known = |(a, b, _): &(String, String, _)| a == from && *b == to.code;
         let at = self.met.iter().position(known).unwrap_or_else(|| {
             if self.met.len() >= UNITS_MET_MAX {
@@ -76,7 +81,6 @@ impl UnitCache {
             }
             let parsed = Unit::parse(from).map_err(Refused::Unknown);
             let found = parsed.and_then(|u| u.conversion_to(&to.unit).ok_or(Refused::Mismatch));
-            // A code that is no unit may be long; only short ones can be met again.
             self.met.push((from.to_owned(), to.code.clone(), found));
             self.met.len() - 1
         });

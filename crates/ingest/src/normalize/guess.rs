@@ -3,11 +3,11 @@
 use super::schema::{Schema, Target};
 use crate::json::Field;
 
-/// What stood at each place of the previous event of the same schema.
+/// What stood at each place of the previous event, for the schemas met last.
 #[derive(Debug, Default)]
 pub(super) struct Guesses {
-    schema: [u8; 16],
-    places: Vec<Place>,
+    schemas: Vec<([u8; 16], Vec<Place>)>,
+    current: usize,
 }
 
 #[derive(Debug)]
@@ -17,6 +17,8 @@ enum Place {
     Unknown(String),
 }
 
+/// Schemas remembered at most; then it begins anew.
+const SCHEMAS_MAX: usize = 16;
 /// Places remembered at most; the fields behind them are looked up.
 const PLACES_MAX: usize = 256;
 /// Longest unknown name remembered, in bytes.
@@ -25,10 +27,18 @@ const NAME_BYTES_MAX: usize = 128;
 impl Guesses {
     /// Before each event.
     pub(super) fn begin(&mut self, schema: &Schema) {
-        if self.schema != schema.hash() {
-            self.schema = schema.hash();
-            self.places.clear();
+        let hash = schema.hash();
+        if self.schemas.get(self.current).is_some_and(|(known, _)| *known == hash) {
+            return;
         }
+        let at = self.schemas.iter().position(|(known, _)| *known == hash);
+        self.current = at.unwrap_or_else(|| {
+            if self.schemas.len() >= SCHEMAS_MAX {
+                self.schemas.clear();
+            }
+            self.schemas.push((hash, Vec::new()));
+            self.schemas.len() - 1
+        });
     }
 
     /// What the field at `place` stands for; `None`: nothing the schema names.
@@ -46,7 +56,10 @@ impl Guesses {
             return schema.target(&field.name(text));
         }
         let name = field.key(text);
-        match self.places.get(place) {
+        let Some((_, places)) = self.schemas.get_mut(self.current) else {
+            return schema.target(name);
+        };
+        match places.get(place) {
             Some(Place::Known(target)) if schema.target_name(*target) == name => {
                 return Some(*target);
             }
@@ -59,10 +72,10 @@ impl Guesses {
             None if name.len() <= NAME_BYTES_MAX => Place::Unknown(name.to_owned()),
             None => return None,
         };
-        let next = self.places.len();
-        match self.places.get_mut(place) {
+        let next = places.len();
+        match places.get_mut(place) {
             Some(known) => *known = now,
-            None if place == next && place < PLACES_MAX => self.places.push(now),
+            None if place == next && place < PLACES_MAX => places.push(now),
             None => {}
         }
         target

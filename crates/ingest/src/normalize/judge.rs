@@ -23,27 +23,39 @@ pub struct Scratch {
     seen: Vec<bool>,
     units: UnitCache,
     guesses: Guesses,
-    last: Option<Last>,
+    met: Vec<Met>,
 }
 
-/// Type and schema of the previous event.
+/// A type met before, with its schema.
 #[derive(Debug)]
-struct Last {
+struct Met {
     set: u64,
     tenant: TenantId,
     event_type: EventType,
     schema: Option<Arc<Schema>>,
 }
 
-impl Last {
-    fn find(set: &SchemaSet, tenant: &TenantId, event_type: EventType) -> Self {
-        let known = set.get(tenant, event_type.as_str());
-        Self {
-            set: set.id,
-            tenant: tenant.clone(),
-            schema: known.map(|entry| Arc::clone(&entry.schema)),
-            event_type,
+/// Types remembered at most; then it begins anew.
+const TYPES_MET_MAX: usize = 16;
+
+impl Met {
+    fn of<'m>(
+        met: &'m mut Vec<Self>,
+        set: &SchemaSet,
+        tenant: &TenantId,
+        event_type: EventType,
+    ) -> Option<&'m Self> {
+        let fits = |l: &Self| l.event_type == event_type && l.set == set.id && l.tenant == *tenant;
+        if let Some(at) = met.iter().position(fits) {
+            return met.get(at);
         }
+        if met.len() >= TYPES_MET_MAX {
+            met.clear();
+        }
+        let known = set.get(tenant, event_type.as_str());
+        let schema = known.map(|entry| Arc::clone(&entry.schema));
+        met.push(Self { set: set.id, tenant: tenant.clone(), event_type, schema });
+        met.last()
     }
 }
 
@@ -77,7 +89,7 @@ impl Normalizer {
         scratch: &mut Scratch,
     ) -> Judged<'s> {
         let set = self.set.load();
-        let Scratch { object, inner, seen, units, guesses, last } = scratch;
+        let Scratch { object, inner, seen, units, guesses, met } = scratch;
         let text = match scan_object(item.raw, &self.limits, object) {
             Ok(text) => text,
             Err(error) => {
@@ -91,19 +103,8 @@ impl Normalizer {
         };
         let id = event_id(body.event_id, text, item.event_id);
         let time = event_time(body.event_time, text, item.event_time, context.received_at);
-        let named = name(&body, text, item, last.as_ref());
-        let known = match named.name {
-            Some(name) => {
-                let tenant = &context.tenant.id;
-                let fits =
-                    |l: &&Last| l.set == set.id && l.tenant == *tenant && l.event_type == name;
-                if last.as_ref().filter(fits).is_none() {
-                    *last = Some(Last::find(&set, tenant, name));
-                }
-                last.as_ref()
-            }
-            None => None,
-        };
+        let named = name(&body, text, item, met);
+        let known = named.name.and_then(|name| Met::of(met, &set, &context.tenant.id, name));
         let event_type = known.map_or_else(EventType::unnamed, |known| known.event_type.clone());
         let schema = known.and_then(|known| known.schema.as_deref());
         let forbidden = known.is_some() && forbids(context, event_type.as_str());
@@ -197,7 +198,7 @@ fn forbids(context: &JudgeContext<'_>, event_type: &str) -> bool {
 }
 
 /// The event's type: the body's over the one beside it; foreign names are made to fit.
-fn name<'s>(body: &Reserved<'_>, text: &'s str, item: &Item<'s>, last: Option<&Last>) -> Named<'s> {
+fn name<'s>(body: &Reserved<'_>, text: &'s str, item: &Item<'s>, met: &[Met]) -> Named<'s> {
     let (name, at) = match body.event_type {
         Some(field) => (field.string(text), "/event_type"),
         None => (item.event_type.map(Cow::Borrowed), ""),
@@ -216,8 +217,8 @@ fn name<'s>(body: &Reserved<'_>, text: &'s str, item: &Item<'s>, last: Option<&L
             Code::TypeMissing,
             "no event type; send it as event_type, by X-Event-Type or ?event_type=".to_owned(),
         ),
-        Some(name) if let Some(last) = last.filter(|last| last.event_type.as_str() == name) => {
-            Named { name: Some(last.event_type.clone()), source, fault: None }
+        Some(name) if let Some(known) = met.iter().find(|m| m.event_type.as_str() == name) => {
+            Named { name: Some(known.event_type.clone()), source, fault: None }
         }
         Some(name) => match EventType::new(&name) {
             Ok(known) => Named { name: Some(known), source, fault: None },

@@ -1,5 +1,7 @@
 //! Personal data: what must not be kept is dropped, hashed or masked before anything is written.
 
+use std::collections::HashSet;
+
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use serde_json::{Map, Value};
 use sha2::Sha256;
@@ -20,6 +22,9 @@ pub(super) enum Pii {
 
 /// What a masked value is replaced by.
 const MASK: &str = "\"***\"";
+
+/// Elements of one array that are replaced one by one; of more the array is replaced as a whole.
+const ELEMENTS_MAX: usize = 100;
 
 /// The rules of a value: its own, those of its members, that of its elements.
 #[derive(Clone, Debug, Default)]
@@ -111,6 +116,10 @@ impl PiiNode {
                 let what = "drop would move the elements behind it";
                 faults.add(format!("{at}/items/x-pii"), what, "write hash or mask");
             }
+            if items.items.is_some() {
+                let what = "x-pii inside an array of arrays";
+                faults.add(format!("{at}/items"), what, "put the rule at the outer array");
+            }
             node.items = (!items.is_empty()).then(|| Box::new(items));
         }
         node
@@ -137,7 +146,8 @@ impl PiiNode {
         secret: &[u8],
         before: &[String],
     ) -> Option<Changed> {
-        let mut work = Work { secret, before, edits: Vec::new(), pointers: Vec::new() };
+        let mut work =
+            Work { secret, before, edits: Vec::new(), pointers: Vec::new(), told: HashSet::new() };
         work.object(self, text, 0, object.fields(), "");
         if work.edits.is_empty() {
             return None;
@@ -159,6 +169,7 @@ struct Work<'a> {
     before: &'a [String],
     edits: Vec<Edit>,
     pointers: Vec<String>,
+    told: HashSet<String>,
 }
 
 impl Work<'_> {
@@ -217,27 +228,35 @@ impl Work<'_> {
             }
         }
         if let (Kind::Array, Some(items)) = (kind, &node.items) {
-            for (i, element) in split_array(raw.as_bytes()).flatten().enumerate() {
-                let (position, raw) = element;
-                let Ok(raw) = std::str::from_utf8(raw) else { continue };
-                let kind = match raw.as_bytes().first() {
-                    Some(b'{') => Kind::Object,
-                    Some(b'[') => Kind::Array,
-                    Some(b'"') => Kind::String { escaped: true },
-                    Some(b'n') => Kind::Null,
-                    _ => Kind::Number,
-                };
-                let pointer = format!("{at}/{i}");
-                if !self.before.contains(&pointer) {
-                    self.value(items, raw, base + position, kind, &pointer);
-                }
+            self.elements(items, raw, base, at);
+        }
+    }
+
+    fn elements(&mut self, items: &PiiNode, raw: &str, base: usize, at: &str) {
+        let all = || split_array(raw.as_bytes()).flatten();
+        // Each hash is longer than most values: many of them are replaced as one.
+        if items.rule.is_some() && all().nth(ELEMENTS_MAX).is_some() {
+            return self.value(items, raw, base, Kind::Array, at);
+        }
+        for (i, (position, raw)) in all().enumerate() {
+            let Ok(raw) = std::str::from_utf8(raw) else { continue };
+            let kind = match raw.as_bytes().first() {
+                Some(b'{') => Kind::Object,
+                Some(b'[') => Kind::Array,
+                Some(b'"') => Kind::String { escaped: true },
+                Some(b'n') => Kind::Null,
+                _ => Kind::Number,
+            };
+            let pointer = format!("{at}/{i}");
+            if !self.before.contains(&pointer) {
+                self.value(items, raw, base + position, kind, &pointer);
             }
         }
     }
 
     fn change(&mut self, from: usize, to: usize, new: String, pointer: String) {
         self.edits.push(Edit { from, to, new });
-        if !self.pointers.contains(&pointer) {
+        if self.told.insert(pointer.clone()) {
             self.pointers.push(pointer);
         }
     }

@@ -15,7 +15,7 @@ use octofhir_ucum::{Case, Number, SpecialKind, UnitExpr, lookup_unit, parse_expr
 use super::exact::{Conversion, power_of_ten};
 
 /// Longest unit code, in bytes.
-const CODE_BYTES_MAX: usize = 64;
+pub(super) const CODE_BYTES_MAX: usize = 64;
 /// Largest power of a unit.
 const POWER_MAX: u32 = 36;
 /// Most digits of a number in a code.

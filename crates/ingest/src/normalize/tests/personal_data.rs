@@ -69,6 +69,19 @@ fn other_names_inner_fields_and_elements_are_covered() {
 }
 
 #[test]
+fn a_long_array_is_replaced_as_a_whole() {
+    let document = json!({"properties": {"ips": {"items": {"x-pii": "mask"}}}});
+    let (normalizer, tenant) = (normalizer(Some(schema(document)), UnknownTypes::Accept), tenant());
+    let short = format!("{{\"ips\":[{}]}}", vec!["1"; 100].join(","));
+    let judged = judge(&normalizer, &short, &tenant);
+    assert_eq!(judged.raw.iter().filter(|b| **b == b'*').count(), 300);
+    let long = format!("{{\"ips\":[{}]}}", vec!["1"; 101].join(","));
+    let judged = judge(&normalizer, &long, &tenant);
+    assert_eq!(judged.raw.as_ref(), br#"{"ips":"***"}"#);
+    assert_eq!(judged.note, r#"{"pii":["/ips"]}"#);
+}
+
+#[test]
 fn dead_letters_of_every_kind_are_covered_too() {
     for (raw, code) in [
         (r#"{"card":"S3CRET","n":"x"}"#, Code::TypeMismatch),
@@ -117,6 +130,7 @@ fn a_rule_where_none_is_applied_is_a_fault() {
         json!({"x-version": 1, "properties": {"a": {"items": {"x-pii": "drop"}}}}),
         json!({"x-version": 1, "properties": {"event_id": {"x-pii": "drop", "x-column": "e"}}}),
         json!({"x-version": 1, "x-pii": "drop"}),
+        json!({"x-version": 1, "properties": {"a": {"items": {"items": {"x-pii": "mask"}}}}}),
     ] {
         assert!(
             faults(document.clone()).iter().any(|f| f.pointer.contains("x-pii")
