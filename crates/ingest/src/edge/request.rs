@@ -91,18 +91,15 @@ pub(super) async fn serve(shared: Arc<Shared>, request: Request<Incoming>) -> An
     let span = span(&parts, &exchange.request_id);
     let version = parts.version;
     let result = respond(&shared, parts, body, &mut exchange).instrument(span.clone()).await;
-    let mut answer = match &result {
-        Ok(_) => None,
-        Err(refusal) => Some(refused(refusal, &exchange, &span)),
+    let mut answer = match result {
+        Ok(answer) => answer,
+        Err(refusal) => refused(&refusal, &exchange, &span),
     };
-    if let Ok(good) = result {
-        answer = Some(good);
-    }
-    let Some(mut answer) = answer else { return Answer::default() };
     let close = exchange.unread
         || answer.status() == StatusCode::UNAUTHORIZED
         || shared.draining.load(Ordering::Relaxed);
     finish(&mut answer, &exchange, close && version < Version::HTTP_2);
+    span.in_scope(|| tracing::debug!(status = answer.status().as_u16(), "request answered"));
     let name = exchange.protocol.map_or("none", |protocol| protocol.name);
     metrics::requests(name, answer.status().as_str(), 1);
     metrics::request_seconds(name, started.elapsed().as_secs_f64());

@@ -127,6 +127,9 @@ const STREAMS_MAX: u32 = 64;
 const STREAM_WINDOW_BYTES: u32 = 256 << 10;
 const CONNECTION_WINDOW_BYTES: u32 = 512 << 10;
 
+/// HTTP/1.1: what one connection may hold read ahead.
+const READ_BUFFER_BYTES: usize = 64 << 10;
+
 /// While draining, how long open connections are told so before they are closed.
 const NOTICE: Duration = Duration::from_millis(500);
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
@@ -184,7 +187,7 @@ fn http(limits: &Limits) -> auto::Builder<TokioExecutor> {
         // Counted from the first byte by `Pulse`; the library's own would end idle connections.
         .header_read_timeout(None)
         .max_headers(limits.headers.saturating_mul(2).max(100))
-        .max_buf_size(header_bytes.max(128 << 10))
+        .max_buf_size(header_bytes.max(READ_BUFFER_BYTES))
         .half_close(true);
     builder
         .http2()
@@ -253,6 +256,7 @@ impl Edge {
         let mut phase = inner.phase.subscribe();
         tokio::select! {
             () = accept(&listener, &inner) => {}
+            () = inner.report() => {}
             _ = phase.wait_for(|phase| *phase != Phase::Serving) => {}
         }
         drop(listener);
@@ -348,6 +352,15 @@ impl Inner {
         }
     }
 
+    /// Keeps the gauge of held bytes, for ever.
+    async fn report(&self) {
+        loop {
+            let held = i64::try_from(self.shared.budget.held()).unwrap_or(i64::MAX);
+            metrics::stage_held_bytes("edge", held);
+            sleep(Duration::from_secs(1)).await;
+        }
+    }
+
     /// Draining, from its start to the last connection.
     async fn end(&self) {
         let began = Instant::now();
@@ -370,7 +383,6 @@ impl Inner {
             // Every task sees it at its next poll; none blocks.
             let _ = timeout(Duration::from_secs(1), self.slots.acquire_many(self.slots_max)).await;
         }
-        metrics::stage_held_bytes("edge", i64::try_from(self.shared.budget.held()).unwrap_or(0));
     }
 }
 

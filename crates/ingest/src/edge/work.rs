@@ -31,6 +31,9 @@ pub(super) const EDGE_FULL_FOR: Duration = Duration::from_secs(1);
 /// How many kinds of (type, schema) one batch can hold.
 const KINDS_MAX: usize = 65_535;
 
+/// Bytes that one more event type costs while its request is worked on, about.
+const KIND_BYTES: usize = 512;
+
 /// Bytes taken from the budget at once while a batch grows.
 const STEP_BYTES: u64 = 256 << 10;
 
@@ -136,9 +139,6 @@ impl Work {
     /// The decoded body; gives the raw one's memory back.
     fn decoded(&mut self) -> Result<Bytes, Refusal> {
         let raw = std::mem::take(&mut self.body);
-        if raw.is_empty() {
-            return Err(empty());
-        }
         let (bytes, ratio) = (self.limits.decoded_bytes.0.min(1 << 30), self.limits.ratio);
         if self.coding == Coding::Identity {
             return if bytes < raw.len() as u64 {
@@ -292,7 +292,8 @@ impl Bench<'_> {
 
     /// Takes memory for what the batch has grown.
     fn pay(&mut self) -> ControlFlow<()> {
-        let owed = (self.encoder.bytes() as u64).saturating_sub(self.held);
+        let kinds = self.kinds.types.len() * KIND_BYTES;
+        let owed = ((self.encoder.bytes() + kinds) as u64).saturating_sub(self.held);
         if owed == 0 {
             return ControlFlow::Continue(());
         }
@@ -326,7 +327,7 @@ impl Bench<'_> {
             self.rejected.first = Some((place, reason.clone()));
         }
         self.tell(index, id.map(str::to_owned), reason);
-        ControlFlow::Continue(())
+        self.pay()
     }
 
     fn tell(&mut self, index: u32, event_id: Option<String>, reason: Reason) {

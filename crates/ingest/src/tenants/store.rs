@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     io,
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -169,7 +170,8 @@ impl Tenants {
     /// [`TenantsError`]; with every file that is wrong, not only the first.
     pub fn load(dir: &Path, defaults: Quota, clock: Arc<dyn Clock>) -> Result<Self, TenantsError> {
         let io = |source| TenantsError::Io { path: dir.to_owned(), source };
-        std::fs::create_dir_all(dir).map_err(io)?;
+        let mut builder = std::fs::DirBuilder::new();
+        builder.recursive(true).mode(0o700).create(dir).map_err(io)?;
         let (names, _) = file::list(dir).map_err(io)?;
         let tenants = Self {
             dir: dir.to_owned(),

@@ -195,3 +195,77 @@ pub(super) fn encode(outcomes: &Outcomes) -> Answer {
     };
     answer::json(StatusCode::OK, "application/json", &body)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// What the body's items are and where they stand.
+    fn items(media_type: &str, body: &[u8]) -> Result<Vec<(Place, Vec<u8>)>, DecodeFault> {
+        let request = http::Request::post("/v1/events").header("content-type", media_type);
+        let parts = request.body(()).unwrap().into_parts().0;
+        let mut found = Vec::new();
+        decode(&parts, body, &mut |arrived| {
+            if let Found::Item(item) = arrived.found {
+                found.push((arrived.place, item.raw.to_vec()));
+            }
+            ControlFlow::Continue(())
+        })?;
+        Ok(found)
+    }
+
+    #[test]
+    fn places_are_lines_and_bytes_of_the_body() {
+        let lines = items("application/x-ndjson", b"\n{}\r\n \r\n\n{\"a\":1}").unwrap();
+        let expected =
+            vec![(Place::Line(2), b"{}".to_vec()), (Place::Line(5), b"{\"a\":1}".to_vec())];
+        assert_eq!(lines, expected);
+        let array = items("application/json", b"  [ {}, 1]\n").unwrap();
+        assert_eq!(array, vec![(Place::Byte(4), b"{}".to_vec()), (Place::Byte(8), b"1".to_vec())]);
+        let object = items("application/json", b"\n {\"a\":[]} ").unwrap();
+        assert_eq!(object, vec![(Place::Byte(2), b"{\"a\":[]}".to_vec())]);
+    }
+
+    #[test]
+    fn a_broken_array_is_refused_as_a_whole() {
+        for body in ["[{}", "[{},]", "[{}] x", "[,{}]", "[\"a]"] {
+            let fault = items("application/json", body.as_bytes()).unwrap_err();
+            assert_eq!(fault.problem, Problem::BODY_NOT_JSON, "{body}");
+        }
+    }
+
+    #[test]
+    fn decoding_stops_when_told() {
+        let request = http::Request::post("/").header("content-type", "application/x-ndjson");
+        let parts = request.body(()).unwrap().into_parts().0;
+        let mut seen = 0;
+        decode(&parts, b"1\n2\n3\n", &mut |_| {
+            seen += 1;
+            ControlFlow::Break(())
+        })
+        .unwrap();
+        assert_eq!(seen, 1);
+    }
+
+    proptest! {
+        #[test]
+        fn lines_come_back_in_order_whatever_ends_them(
+            texts in prop::collection::vec("[!-~é]{1,20}", 0..20),
+            end in prop::sample::select(vec!["\n", "\r\n", "\n\n", " \r\n \n"]),
+        ) {
+            let found = items("application/x-ndjson", texts.join(end).as_bytes()).unwrap();
+            let found: Vec<_> = found.into_iter().map(|(_, raw)| raw).collect();
+            prop_assert_eq!(found, texts.iter().map(|t| t.as_bytes().to_vec()).collect::<Vec<_>>());
+        }
+
+        #[test]
+        fn garbage_never_panics(body: Vec<u8>) {
+            for media_type in ["application/json", "application/x-ndjson"] {
+                let _ = items(media_type, &body);
+            }
+        }
+    }
+}

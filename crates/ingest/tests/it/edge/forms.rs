@@ -94,6 +94,9 @@ async fn cloudevents_are_taken_structured_batched_and_binary() {
     assert_eq!(kept.len(), 3);
     assert_eq!(kept[0].2, format!(r#"{{"a":1.0,"cloudevent":{{{CONTEXT}}}}}"#));
     assert!(kept[2].2.contains(r#""subject":"a b""#));
+    // An event without data is one too.
+    server.post(&binary.replace("application/json", "text/plain"), b"").await.counts(1, 0, 0);
+    assert!(server.kept()[3].2.starts_with(r#"{"cloudevent":{"#));
     let alone = server.post(structured, br#"{"id":"1"}"#).await;
     alone.is_problem(400, "nothing_kept");
     server.is_balanced().await;
