@@ -18,7 +18,8 @@ Examples:
   ingestctl completions zsh > ~/.zfunc/_ingestctl
   ingestctl completions fish > ~/.config/fish/completions/ingestctl.fish")]
 pub struct CompletionsArgs {
-    /// Which shell
+    /// bash, zsh or fish
+    #[arg(hide_possible_values = true)]
     pub shell: Shell,
 }
 

@@ -40,7 +40,6 @@ use out::Output;
     name = "ingestctl",
     version,
     max_term_width = 100,
-    propagate_version = true,
     subcommand_required = true,
     arg_required_else_help = true,
     after_help = EXAMPLES
@@ -77,6 +76,7 @@ pub struct Common {
         global = true,
         value_name = "URL",
         env = "TIDEGATE_ADMIN_URL",
+        hide_env_values = true,
         default_value = "http://127.0.0.1:8081",
         help_heading = "Everywhere"
     )]

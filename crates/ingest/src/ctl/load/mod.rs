@@ -59,7 +59,13 @@ Examples:
   ingestctl load --key acme=tgk_… --key umbrella=tgk_…      two tenants in turn")]
 pub struct LoadArgs {
     /// The public address of the server
-    #[arg(long, value_name = "URL", env = "TIDEGATE_URL", default_value = "http://127.0.0.1:8080")]
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "TIDEGATE_URL",
+        hide_env_values = true,
+        default_value = "http://127.0.0.1:8080"
+    )]
     url: String,
     /// A tenant's key, or NAME=KEY to have its name in the journal; repeat for more tenants
     #[arg(
@@ -98,8 +104,8 @@ pub struct LoadArgs {
     /// The protocol
     #[arg(long, value_name = "NAME", default_value = "events", value_parser = protocol::by_name)]
     protocol: &'static Protocol,
-    /// How bodies are packed; with ids that is work for each request
-    #[arg(long, value_enum, default_value_t)]
+    /// How bodies are packed: none, gzip or zstd; with ids that is work for each request
+    #[arg(long, value_enum, default_value_t, hide_possible_values = true)]
     compression: Compression,
     /// A field `duration_ms`, for a schema that converts it
     #[arg(long)]
@@ -116,7 +122,7 @@ pub struct LoadArgs {
     /// What bodies are drawn from
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
-    /// Threads; one is enough for some hundred thousand events a second
+    /// Threads; one is enough for a million events a second without ids
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     threads: u16,
     /// How long an answer may take

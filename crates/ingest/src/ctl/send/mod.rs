@@ -52,7 +52,13 @@ pub struct SendArgs {
     /// The file; - for stdin
     file: PathBuf,
     /// The public address of the server
-    #[arg(long, value_name = "URL", env = "TIDEGATE_URL", default_value = "http://127.0.0.1:8080")]
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "TIDEGATE_URL",
+        hide_env_values = true,
+        default_value = "http://127.0.0.1:8080"
+    )]
     url: String,
     /// The tenant's key; better in the variable, which no process list shows
     #[arg(long, env = "TIDEGATE_KEY", hide_env_values = true, default_value = "tgk_dev")]
@@ -66,8 +72,8 @@ pub struct SendArgs {
     /// Most bytes in a request, before compression
     #[arg(long, value_name = "SIZE", default_value = "1MiB")]
     batch_bytes: Size,
-    /// How bodies are packed
-    #[arg(long, value_enum, default_value_t)]
+    /// How bodies are packed: none, gzip or zstd
+    #[arg(long, value_enum, default_value_t, hide_possible_values = true)]
     compression: Compression,
     /// How many requests are in flight; with more than one the order of lines is not kept
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]

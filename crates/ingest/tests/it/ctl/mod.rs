@@ -1,6 +1,5 @@
 //! `ingestctl` as a program: what it asks, what it prints, how it exits. The server is a stub that
 //! says what each test wants; what a real one says is not proved here.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 mod admin;
 mod help;
