@@ -27,7 +27,7 @@ fn event(i: u32) -> String {
         i % 97,
         i % 1_009,
         i % 3_000,
-        i % 2 == 0,
+        i.is_multiple_of(2),
         "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36",
         format!("{i:08x}").repeat(38),
     )

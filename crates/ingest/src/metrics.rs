@@ -99,6 +99,10 @@ gauge! {
     stage_held_bytes(stage) = "tidegate_stage_held_bytes";
     #[doc = "Events received minus events with an outcome, apart from those in flight: must be 0."]
     books_difference() = "tidegate_books_difference_events";
+    #[doc = "Events received whose outcome is not known yet."]
+    books_in_flight() = "tidegate_books_in_flight_events";
+    #[doc = "Events since the books were opened, by tenant and what became of them."]
+    books_events(tenant, outcome) = "tidegate_books_events";
     #[doc = "Accepted events a sink has not made visible yet."]
     sink_lag_events(sink) = "tidegate_sink_lag_events";
     #[doc = "Lanes held back, by sink."]

@@ -1,6 +1,28 @@
 //! The operators' side: health, metrics, and the JSON that `ingestctl` uses.
+//!
+//! It listens on an address of its own, by default loopback. No web page can reach it: an unknown
+//! `Host`, a foreign `Origin` and a write that is not JSON are refused ([`guard`]).
 
+mod api;
+mod audit;
+mod dead_letters;
+mod guard;
+mod problem;
+mod records;
+mod status;
+mod tail;
+mod tenants;
+
+use std::{net::SocketAddr, sync::Arc};
+
+use axum::{Router, middleware, routing};
 use serde::{Deserialize, Serialize};
+use tokio::net::TcpListener;
+
+pub use guard::token_of;
+pub use problem::Problem;
+
+use crate::pipeline::Pipeline;
 
 /// `[admin]`
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -9,7 +31,7 @@ pub struct AdminConfig {
     /// Where to listen.
     pub listen: String,
     /// What operators must present (`Authorization: Bearer …`); needed off loopback.
-    /// Text, `file:PATH` or `env:NAME`.
+    /// `file:PATH`, `env:NAME`, or the text itself.
     pub token: Option<String>,
 }
 
@@ -17,4 +39,52 @@ impl Default for AdminConfig {
     fn default() -> Self {
         Self { listen: "127.0.0.1:8081".to_owned(), token: None }
     }
+}
+
+/// What every handler sees.
+type Shared = Arc<Pipeline>;
+
+/// Serves until `stop` is done; requests under way are finished.
+///
+/// # Errors
+/// As `accept(2)`.
+pub async fn serve(
+    listener: TcpListener,
+    pipeline: Shared,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<()> {
+    let address = listener.local_addr()?;
+    axum::serve(listener, router(pipeline, address)).with_graceful_shutdown(stop).await
+}
+
+fn router(pipeline: Shared, address: SocketAddr) -> Router {
+    let guard = guard::Guard::new(&pipeline.config.admin, pipeline.admin_token.clone(), address);
+    Router::new()
+        .route("/healthz", routing::get(status::healthz))
+        .route("/readyz", routing::get(status::readyz))
+        .route("/metrics", routing::get(status::metrics))
+        .nest("/api/v1", api_routes())
+        .fallback(async || Problem::not_found("no such path"))
+        .layer(middleware::from_fn_with_state(Arc::new(guard), guard::check))
+        .with_state(pipeline)
+}
+
+fn api_routes() -> Router<Shared> {
+    Router::new()
+        .route("/status", routing::get(status::status))
+        .route("/offsets", routing::get(status::offsets))
+        .route("/audit", routing::get(audit::audit))
+        .route("/audit/ids", routing::post(audit::ids))
+        .route("/tail", routing::get(tail::tail))
+        .route("/dead-letters", routing::get(dead_letters::list))
+        .route("/dead-letters/redrive", routing::post(dead_letters::redrive))
+        .route("/dead-letters/{partition}/{offset}", routing::get(dead_letters::show))
+        .route("/tenants", routing::get(tenants::list).post(tenants::add))
+        .route("/tenants/{tenant}/rotate", routing::post(tenants::rotate))
+        .route("/tenants/{tenant}/disable", routing::post(tenants::disable))
+        .route("/tenants/{tenant}/enable", routing::post(tenants::enable))
+        .route("/schemas", routing::get(api::schemas))
+        .route("/config", routing::get(api::config))
+        .route("/reload", routing::post(api::reload))
+        .route("/drain", routing::post(api::drain))
 }

@@ -1,2 +1,72 @@
 //! `ingestd`: the server.
-fn main() {}
+
+use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
+
+use clap::Parser;
+use tidegate_ingest::pipeline::{self, Options};
+use tracing_subscriber::EnvFilter;
+
+/// Takes events in over HTTP, makes them durable before it says yes, and delivers each exactly once.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    max_term_width = 100,
+    after_help = "Examples:
+  ingestd --dev                            try it: tenant `dev`, key `tgk_dev`, data under ./tidegate-data
+  ingestd --config /etc/tidegate.toml      the real thing
+  TIDEGATE_LOG__DIR=/data ingestd --config tidegate.toml    any value by environment
+
+Signals: SIGTERM drains and exits 0; SIGHUP reads schemas, tenants and certificate again."
+)]
+struct Arguments {
+    /// Run without a configuration: loopback, tenant `dev`, key `tgk_dev`, lake in the data folder
+    #[arg(long)]
+    dev: bool,
+    /// The configuration file (TOML)
+    #[arg(long, value_name = "FILE", required_unless_present = "dev")]
+    config: Option<PathBuf>,
+    /// Where log, cursors and books are kept [default: ./tidegate-data]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// The public address [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "HOST:PORT")]
+    listen: Option<String>,
+    /// The operators' address [default: 127.0.0.1:8081]
+    #[arg(long, value_name = "HOST:PORT")]
+    admin: Option<String>,
+    /// How log lines look: text on a terminal, JSON otherwise
+    #[arg(long, value_name = "FORMAT", value_parser = ["text", "json"])]
+    log_format: Option<String>,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let filter = EnvFilter::try_from_env("TIDEGATE_LOG_LEVEL").unwrap_or_else(|_| "info".into());
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match arguments.log_format.as_deref() {
+        Some("json") => lines.json().init(),
+        None if !std::io::stderr().is_terminal() => lines.json().init(),
+        _ => lines.with_target(false).init(),
+    }
+    let options = Options {
+        dev: arguments.dev,
+        config: arguments.config,
+        data_dir: arguments.data_dir,
+        listen: arguments.listen,
+        admin: arguments.admin,
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!(%error, "no runtime");
+            return ExitCode::from(3);
+        }
+    };
+    match runtime.block_on(pipeline::run(options)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error}");
+            ExitCode::from(3)
+        }
+    }
+}

@@ -228,7 +228,8 @@ mod tests {
 
     #[test]
     fn a_fault_names_its_place() {
-        let cases: &[(&str, &[(&str, &str)], &str)] = &[
+        type Case = (&'static str, &'static [(&'static str, &'static str)], &'static str);
+        let cases: &[Case] = &[
             ("[log]\npartition = 1", &[], "line 2"),
             ("[log\n", &[], "line 1"),
             ("[budget]\nbytes = \"much\"", &[], "is no size"),

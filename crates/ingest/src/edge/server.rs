@@ -222,6 +222,21 @@ impl EdgeHandle {
         self.0.tls.as_ref().map_or(Ok(()), |tls| tls.reload())
     }
 
+    /// Reads certificate and key again, for [`EdgeHandle::install_tls`]; `None` without TLS.
+    ///
+    /// # Errors
+    /// [`TlsError`].
+    pub fn prepare_tls(&self) -> Result<Option<rustls::sign::CertifiedKey>, TlsError> {
+        self.0.tls.as_ref().map(|tls| tls.prepare()).transpose()
+    }
+
+    /// Takes a pair for the connections to come.
+    pub fn install_tls(&self, pair: Option<rustls::sign::CertifiedKey>) {
+        if let (Some(tls), Some(pair)) = (&self.0.tls, pair) {
+            tls.install(pair);
+        }
+    }
+
     /// How full it is.
     #[must_use]
     pub fn stats(&self) -> EdgeStats {

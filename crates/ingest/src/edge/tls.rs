@@ -86,11 +86,21 @@ impl Tls {
         &self.acceptor
     }
 
+    /// Reads the pair again, for [`Tls::install`]. Changes nothing yet.
+    pub(super) fn prepare(&self) -> Result<CertifiedKey, TlsError> {
+        self.keep(stamp(&self.files));
+        load(&self.files, &*self.clock)
+    }
+
+    /// Takes a pair for the connections to come.
+    pub(super) fn install(&self, pair: CertifiedKey) {
+        self.live.0.store(Arc::new(pair));
+        tracing::info!(cert = %self.files.cert.display(), "certificate loaded");
+    }
+
     /// Reads the pair again; where it cannot be used, the old one stays.
     pub(super) fn reload(&self) -> Result<(), TlsError> {
-        self.keep(stamp(&self.files));
-        self.live.0.store(Arc::new(load(&self.files, &*self.clock)?));
-        tracing::info!(cert = %self.files.cert.display(), "certificate reloaded");
+        self.install(self.prepare()?);
         Ok(())
     }
 

@@ -157,7 +157,6 @@ pub struct Normalizer {
     store: Arc<SchemaStore>,
     limits: ScanLimits,
     set: ArcSwap<SchemaSet>,
-    reloading: std::sync::Mutex<()>,
 }
 
 impl Normalizer {
@@ -171,13 +170,7 @@ impl Normalizer {
         limits: ScanLimits,
     ) -> Result<Self, Vec<SchemaFault>> {
         let set = Self::read(config, &store, 1)?;
-        Ok(Self {
-            config: config.clone(),
-            store,
-            limits,
-            set: ArcSwap::from_pointee(set),
-            reloading: std::sync::Mutex::new(()),
-        })
+        Ok(Self { config: config.clone(), store, limits, set: ArcSwap::from_pointee(set) })
     }
 
     fn read(
@@ -193,16 +186,27 @@ impl Normalizer {
         Ok(SchemaSet::new(entries, config.unknown_types, generation))
     }
 
+    /// Reads the folder again, for [`Normalizer::install`]. Changes nothing yet.
+    ///
+    /// # Errors
+    /// Every fault of every file.
+    pub fn prepare(&self) -> Result<SchemaSet, Vec<SchemaFault>> {
+        Self::read(&self.config, &self.store, self.set.load().generation() + 1)
+    }
+
+    /// Makes what [`Normalizer::prepare`] read the live generation.
+    pub fn install(&self, set: SchemaSet) {
+        self.set.store(Arc::new(set));
+    }
+
     /// Reads the folder again: whole, or not at all. Returns the generation that is live now.
     ///
     /// # Errors
     /// Every fault of every file; the generation before stays.
     pub fn reload(&self) -> Result<u64, Vec<SchemaFault>> {
-        let one = self.reloading.lock();
-        let _one = one.unwrap_or_else(std::sync::PoisonError::into_inner);
-        let generation = self.set.load().generation() + 1;
-        let set = Self::read(&self.config, &self.store, generation)?;
-        self.set.store(Arc::new(set));
+        let set = self.prepare()?;
+        let generation = set.generation();
+        self.install(set);
         Ok(generation)
     }
 

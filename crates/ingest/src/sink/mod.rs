@@ -145,6 +145,22 @@ pub struct SinkConfig {
     pub options: toml::Table,
 }
 
+impl SinkConfig {
+    /// A lake at `url` with all else as it is by default.
+    #[must_use]
+    pub fn lake(name: &str, url: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            kind: lake::KIND.name.to_owned(),
+            url: Some(url.to_owned()),
+            filter: Filter::default(),
+            flush: Flush::default(),
+            policy: Policy::default(),
+            options: toml::Table::new(),
+        }
+    }
+}
+
 /// Which events a sink takes. Empty lists: all.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]

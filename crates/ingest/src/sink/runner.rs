@@ -312,6 +312,19 @@ impl Sinks {
         }
     }
 
+    /// Why events are refused for their sake, one sentence each.
+    #[must_use]
+    pub fn blocking(&self) -> Vec<String> {
+        let full = |sink: &&Running| {
+            sink.config.policy == Policy::Block && sink.bound_bytes <= sink.backlog_bytes()
+        };
+        let text = |sink: &Running| {
+            let name = &sink.config.name;
+            format!("log_full: sink {name} is behind by all of log.backlog_bytes")
+        };
+        self.sinks.iter().filter(full).map(text).collect()
+    }
+
     /// Each sink's cursor in each partition.
     #[must_use]
     pub fn cursors(&self) -> Vec<(String, Partition, Offset)> {
@@ -359,6 +372,10 @@ fn count(shared: &Shared, counts: &mut Counts) -> Result<(), SourceError> {
         lane.skipped += passed.skipped;
     }
     counts.lost_in_log += state.lost_in_log;
+    counts.cursors.insert(state.partition, state.cursor);
+    for held in &state.held {
+        counts.held.insert((state.partition, held.lane.clone()), held.cursor);
+    }
     let (mut at, end) = (state.lowest(), shared.log.latest());
     let mut reader = shared.log.read_from(at)?;
     while at < end {
@@ -442,14 +459,19 @@ impl Running {
     }
 
     /// What this sink sheds: it blocks, and its backlog or a tenant's lanes are over their bound.
+    /// Bytes of log it still needs.
+    fn backlog_bytes(&self) -> u64 {
+        let needs = |shared: &Arc<Shared>| shared.log.bytes_since(shared.board().state.lowest());
+        self.partitions.iter().map(needs).sum()
+    }
+
     fn press(&self, into: &mut PressureCache) {
         if self.config.policy != Policy::Block {
             return;
         }
-        let (mut backlog, mut lanes) = (0, BTreeMap::<TenantId, (u64, Duration)>::new());
+        let mut lanes = BTreeMap::<TenantId, (u64, Duration)>::new();
         for shared in &self.partitions {
             let board = shared.board();
-            backlog += shared.log.bytes_since(board.state.lowest());
             for held in &board.state.held {
                 let retry = board.retries.get(&held.lane).map_or(Duration::ZERO, |retry| {
                     retry.at.saturating_duration_since(Instant::now())
@@ -458,13 +480,17 @@ impl Running {
                 *lane = (lane.0 + held.pending_bytes, lane.1.max(retry));
             }
         }
-        into.log_full |= self.bound_bytes <= backlog;
+        into.log_full |= self.bound_bytes <= self.backlog_bytes();
         let full = lanes.into_iter().filter(|(_, (bytes, _))| self.lane_bytes <= *bytes);
         into.lanes.extend(full.map(|(tenant, (_, retry))| (tenant, retry)));
     }
 }
 
 impl Pressure for Sinks {
+    fn ready(&self) -> bool {
+        self.blocking().is_empty()
+    }
+
     fn shed(&self, tenant: &TenantId) -> Option<(ShedReason, Duration)> {
         let mut cache = self.pressure.lock().unwrap_or_else(PoisonError::into_inner);
         if cache.at.is_none_or(|at| PRESSURE_AGE <= at.elapsed()) {

@@ -48,6 +48,10 @@ pub struct Counts {
     pub sink: String,
     /// Per partition: all before it is counted here, what is behind it is not.
     pub up_to: BTreeMap<Partition, Offset>,
+    /// Per partition: all before it is written, skipped or held. At most `up_to`.
+    pub cursors: BTreeMap<Partition, Offset>,
+    /// The cursors of lanes that wait alone.
+    pub held: BTreeMap<(Partition, Lane), Offset>,
     /// What became of the rows the sink has passed.
     pub lanes: BTreeMap<Lane, LaneCounts>,
     /// The rows it has yet to write.

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashSet,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -31,7 +31,7 @@ pub(super) struct Writer {
     pub storage: Arc<dyn Storage>,
     pub settings: WriterSettings,
     pub dedup: Dedup,
-    pub ledger: Ledger,
+    pub ledger: Arc<Mutex<Ledger>>,
 }
 
 /// Should the thread ever panic, nobody waits for it in vain.
@@ -136,8 +136,10 @@ impl Writer {
         }
     }
 
-    fn finish(&mut self, passes: Vec<Pass>, bases: &[Offset]) {
+    fn finish(&self, passes: Vec<Pass>, bases: &[Offset]) {
         let mut bases = bases.iter();
+        // Locked until its `as_of` fits its counts again: whoever copies it sees both or neither.
+        let mut ledger = self.ledger();
         for mut pass in passes {
             let batch = pass.kept.as_ref().unwrap_or(&pass.job.batch);
             let range = (batch.count > 0)
@@ -145,7 +147,7 @@ impl Writer {
                 .flatten()
                 .and_then(|base| OffsetRange::new(*base, base.plus(batch.count.into())));
             for (event_type, totals) in outcomes(&pass.job.batch, batch) {
-                self.ledger.add(&batch.tenant, &event_type, totals);
+                ledger.add(&batch.tenant, &event_type, totals);
                 let Totals { accepted, dead_lettered, deduplicated } = totals;
                 let tally = Tally { accepted, dead_lettered, deduplicated, ..Tally::default() };
                 pass.job.entry.settle(&event_type, &tally);
@@ -154,7 +156,11 @@ impl Writer {
             // The caller may have gone away: its events are durable and accounted for all the same.
             let _ = pass.job.reply.send(Ok(Appended { partition, range, deduplicated }));
         }
-        self.ledger.set_as_of(self.log.handle().latest());
+        ledger.set_as_of(self.log.handle().latest());
+    }
+
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn give_up(&self, passes: Vec<Pass>, fault: &AppendFault) {
@@ -184,8 +190,8 @@ impl Writer {
         HOUSEKEEPING.max(start.elapsed() * 50)
     }
 
-    fn save_ledger(&mut self) {
-        if let Err(error) = self.ledger.save(&*self.storage) {
+    fn save_ledger(&self) {
+        if let Err(error) = self.ledger().save(&*self.storage) {
             tracing::error!(%error, "the ledger cannot be written; it is tried again");
         }
     }

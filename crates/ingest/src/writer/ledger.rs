@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, io, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use tidegate_event::{BatchView, EventType, Offset, TenantId, record::TypeView};
+use tidegate_event::{BatchView, EventType, Offset, Partition, TenantId, record::TypeView};
 
 use crate::{
     books::{Books, Tally},
@@ -29,6 +29,17 @@ pub struct Totals {
     pub dead_lettered: u64,
     /// Known already by their id; not in the log.
     pub deduplicated: u64,
+}
+
+/// A partition's ledger at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct LedgerCopy {
+    /// Which partition.
+    pub partition: Partition,
+    /// All below this offset is counted, nothing behind it.
+    pub as_of: Offset,
+    /// Per tenant and type.
+    pub types: BTreeMap<(TenantId, EventType), Totals>,
 }
 
 type Tenants = BTreeMap<TenantId, BTreeMap<EventType, Totals>>;
@@ -65,6 +76,15 @@ pub(super) enum Found {
 }
 
 impl Ledger {
+    /// A copy of what it says, and up to where.
+    pub fn copy(&self, partition: Partition) -> LedgerCopy {
+        let tenants = &self.content.tenants;
+        let each = tenants.iter().flat_map(|(tenant, types)| {
+            types.iter().map(move |(kind, totals)| ((tenant.clone(), kind.clone()), *totals))
+        });
+        LedgerCopy { partition, as_of: self.as_of(), types: each.collect() }
+    }
+
     /// Loads what was written last; empty where that is missing or damaged.
     pub fn load(storage: &dyn Storage, path: PathBuf, log_id: &str) -> io::Result<(Self, Found)> {
         let empty = Content {

@@ -32,7 +32,7 @@ use dedup::{Dedup, Keyring};
 use ledger::{Found, Ledger};
 use queue::{Job, Queue};
 
-pub use ledger::Totals;
+pub use ledger::{LedgerCopy, Totals};
 pub use queue::WriterStats;
 
 /// What became of a batch that was appended: durable.
@@ -155,6 +155,7 @@ struct Running {
     log: LogHandle,
     codec: Codec,
     keyring: Option<Keyring>,
+    ledger: Arc<Mutex<Ledger>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -196,11 +197,20 @@ pub fn start(
     let queue = Arc::new(Queue::new(settings.clone()));
     let codec = settings.codec;
     let name = format!("writer-{}", handle.partition());
-    let writer =
-        commit::Writer { log, queue: Arc::clone(&queue), clock, storage, settings, dedup, ledger };
+    let ledger = Arc::new(Mutex::new(ledger));
+    let counting = Arc::clone(&ledger);
+    let writer = commit::Writer {
+        log,
+        queue: Arc::clone(&queue),
+        clock,
+        storage,
+        settings,
+        dedup,
+        ledger: counting,
+    };
     let thread = std::thread::Builder::new().name(name).spawn(move || writer.run());
     let thread = Mutex::new(Some(thread.map_err(StartError::Thread)?));
-    Ok(WriterHandle(Arc::new(Running { queue, log: handle, codec, keyring, thread })))
+    Ok(WriterHandle(Arc::new(Running { queue, log: handle, codec, keyring, ledger, thread })))
 }
 
 fn announce(log: &LogHandle, found: &Found) {
@@ -230,6 +240,19 @@ impl WriterHandle {
     #[must_use]
     pub fn stats(&self) -> WriterStats {
         self.0.queue.stats()
+    }
+
+    /// What it has appended, per tenant and type.
+    #[must_use]
+    pub fn ledger(&self) -> LedgerCopy {
+        let ledger = self.0.ledger.lock().unwrap_or_else(PoisonError::into_inner);
+        ledger.copy(self.0.log.partition())
+    }
+
+    /// True where it refuses everything until the process has been started anew.
+    #[must_use]
+    pub fn is_failed(&self) -> bool {
+        self.0.queue.is_failed()
     }
 
     /// The log it appends to.
@@ -320,6 +343,27 @@ impl Writers {
     #[must_use]
     pub fn all(&self) -> &[WriterHandle] {
         &self.0
+    }
+
+    /// Each partition's ledger.
+    #[must_use]
+    pub fn ledgers(&self) -> Vec<LedgerCopy> {
+        self.0.iter().map(WriterHandle::ledger).collect()
+    }
+
+    /// Why they would not take a batch now, one sentence each.
+    #[must_use]
+    pub fn not_ready(&self) -> Vec<String> {
+        let mut reasons = Vec::new();
+        for writer in self.0.iter() {
+            let (partition, stats) = (writer.log().partition(), writer.stats());
+            if writer.is_failed() {
+                reasons.push(format!("storage: the log of partition {partition} failed; look at the disk, then start anew"));
+            } else if stats.held_bytes >= stats.bound_bytes {
+                reasons.push(format!("log_full: the queue of partition {partition} is full"));
+            }
+        }
+        reasons
     }
 
     /// All of them taken together.

@@ -2,6 +2,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 #![allow(clippy::print_stderr, reason = "a failed test says what the server said")]
 
+mod config;
 mod ctl;
 mod edge;
+mod pipeline;
+mod server;
 mod sink;
+mod tidy;

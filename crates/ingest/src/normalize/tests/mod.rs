@@ -55,7 +55,6 @@ pub(super) fn normalizer(schema: Option<Arc<Schema>>, unknown: UnknownTypes) -> 
         store: Arc::new(store),
         limits: ScanLimits { depth: 32, fields: 512 },
         set: ArcSwap::from_pointee(SchemaSet::new(entry.into_iter().collect(), unknown, 1)),
-        reloading: std::sync::Mutex::default(),
     }
 }
 

@@ -5,7 +5,10 @@ use serde_json::{Value, json};
 use super::stub::{Stub, answer, ingestctl, ingestctl_with_input, nobody, with_header};
 
 /// Answers each path with its document.
-fn serving(documents: &'static [(&'static str, fn() -> Value)]) -> Stub {
+/// A path and what is answered there.
+type Document = (&'static str, fn() -> Value);
+
+fn serving(documents: &'static [Document]) -> Stub {
     Stub::start(move |_, asked| {
         let path = asked.line.split([' ', '?']).nth(1).unwrap();
         match documents.iter().find(|(known, _)| *known == path) {

@@ -1,0 +1,356 @@
+//! Do the books balance? The log and the lake's files, counted, against the ledgers.
+//!
+//! Every number is taken below a cut that it shares with those it is compared to, so the answer is
+//! exact while events come in: sinks first (each counts up to its own cursor), then the log's
+//! ledgers (which stand at or behind those cursors), then the log itself up to the ledgers.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+};
+
+use axum::{Json, extract::State};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tidegate_event::{EventType, Offset, TenantId};
+
+use super::{
+    Problem, Shared,
+    records::{Next, scan},
+};
+use crate::{
+    pipeline::Pipeline,
+    sink::{
+        Counts, Lane,
+        lake::{FileFacts, LakeReader},
+        source::SourceError,
+    },
+    writer::LedgerCopy,
+};
+
+/// Ids told at most when some are missing.
+const MISSING_SHOWN: usize = 1000;
+
+type Key = (TenantId, EventType);
+
+/// One tenant and event type.
+#[derive(Debug, Default, Serialize)]
+struct Line {
+    received: u64,
+    accepted: u64,
+    dead_lettered: u64,
+    deduplicated: u64,
+    rejected: u64,
+    shed: u64,
+    /// Accepted and dead-lettered events found in the log that the ledger does not know, or the
+    /// other way round; absent where retention has removed part of the log.
+    log_difference: Option<i64>,
+    sinks: BTreeMap<String, SinkLine>,
+}
+
+/// One tenant and event type at one sink.
+#[derive(Debug, Default, Serialize)]
+struct SinkLine {
+    stored: u64,
+    pending: u64,
+    quarantined: u64,
+    skipped: u64,
+    /// Accepted minus all of these.
+    difference: i64,
+    /// The dead letters' side of the same sum.
+    dead_letters_difference: i64,
+    /// Rows counted in files minus rows the sink says it stored; absent where it keeps no files.
+    files_difference: Option<i64>,
+}
+
+/// Events of one lane, and which of them a sink has yet to look at.
+#[derive(Default)]
+struct InLog {
+    accepted: u64,
+    dead_lettered: u64,
+    /// Per sink, in the order of `Sinks::counts`: accepted and dead behind its `up_to`.
+    behind: Vec<(u64, u64)>,
+}
+
+pub(super) async fn audit(State(pipeline): State<Shared>) -> Result<Json<Value>, Problem> {
+    let reading = Arc::clone(&pipeline);
+    let done = tokio::task::spawn_blocking(move || balance(&reading)).await;
+    done.map_err(|e| Problem::internal(e.to_string()))?.map(Json)
+}
+
+fn balance(pipeline: &Pipeline) -> Result<Value, Problem> {
+    let (books_difference, in_flight) = pipeline.books_difference();
+    let sinks = counts(pipeline)?;
+    let files = files(pipeline, &sinks)?;
+    let ledgers = ledgers_behind(pipeline, &sinks);
+    let (in_log, log_lost) = count_log(pipeline, &ledgers, &sinks)?;
+    let mut lines = lines_of(pipeline, &ledgers);
+    let whole = pipeline.logs.iter().all(|log| log.earliest() == Offset(0));
+    let mut difference = books_difference.unsigned_abs();
+    let mut ledger_minus_log = 0i64;
+    for (key, line) in &mut lines {
+        let empty = InLog::default();
+        let found = in_log.get(key).unwrap_or(&empty);
+        if whole {
+            let ledger = line.accepted + line.dead_lettered;
+            let off = signed(ledger) - signed(found.accepted + found.dead_lettered);
+            line.log_difference = Some(off);
+            ledger_minus_log += off;
+        }
+        for (index, counts) in sinks.iter().enumerate() {
+            let behind = found.behind.get(index).copied().unwrap_or_default();
+            let sink = sink_line(key, line, counts, behind, files.get(&counts.sink));
+            difference +=
+                sink.difference.unsigned_abs() + sink.dead_letters_difference.unsigned_abs();
+            difference += sink.files_difference.unwrap_or(0).unsigned_abs();
+            line.sinks.insert(counts.sink.clone(), sink);
+        }
+    }
+    // Events in stretches that failed their checksum are of no type any more: they are taken out of
+    // the sum, and told apart.
+    if whole {
+        difference += (ledger_minus_log - signed(log_lost)).unsigned_abs();
+    }
+    let lost = json!({ "events": log_lost });
+    Ok(json!({
+        "balanced": difference == 0,
+        "difference": difference,
+        "books_difference": books_difference,
+        "in_flight": in_flight,
+        "log_quarantined": lost,
+        "log_counted_whole": whole,
+        "tenants": lines.iter().map(|((t, e), line)| shown(t, e, line)).collect::<Vec<_>>(),
+    }))
+}
+
+/// The sinks' side; read again where retention passed meanwhile.
+fn counts(pipeline: &Pipeline) -> Result<Vec<Counts>, Problem> {
+    let mut tries = 0;
+    loop {
+        match pipeline.sinks.counts() {
+            Ok(counts) => return Ok(counts),
+            Err(SourceError::Gone { .. }) if tries < 3 => tries += 1,
+            Err(error) => return Err(Problem::internal(error.to_string())),
+        }
+    }
+}
+
+/// The ledgers, once they have counted what the sinks have seen: the writer shows events to readers
+/// an instant before it counts them.
+fn ledgers_behind(pipeline: &Pipeline, sinks: &[Counts]) -> Vec<LedgerCopy> {
+    loop {
+        let ledgers = pipeline.writers.ledgers();
+        let counted = |ledger: &LedgerCopy| {
+            let seen = sinks.iter().filter_map(|s| s.up_to.get(&ledger.partition));
+            seen.max().is_none_or(|seen| *seen <= ledger.as_of)
+        };
+        if ledgers.iter().all(counted) || pipeline.writers.stats().held_bytes == 0 {
+            return ledgers;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+}
+
+fn signed(n: u64) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}
+
+fn shown(tenant: &TenantId, event_type: &EventType, line: &Line) -> Value {
+    let mut shown = json!(line);
+    if let Value::Object(shown) = &mut shown {
+        shown.insert("tenant".to_owned(), json!(tenant));
+        shown.insert("event_type".to_owned(), json!(event_type));
+    }
+    shown
+}
+
+/// The ledgers' totals, and what the edge refused beside them.
+fn lines_of(pipeline: &Pipeline, ledgers: &[LedgerCopy]) -> BTreeMap<Key, Line> {
+    let mut lines = BTreeMap::<Key, Line>::new();
+    for ledger in ledgers {
+        for (key, tally) in &ledger.types {
+            let line = lines.entry(key.clone()).or_default();
+            line.accepted += tally.accepted;
+            line.dead_lettered += tally.dead_lettered;
+            line.deduplicated += tally.deduplicated;
+        }
+    }
+    for (tenant, page) in pipeline.books.copy() {
+        for (event_type, tally) in page.types {
+            let line = lines.entry((tenant.clone(), event_type)).or_default();
+            line.rejected += tally.rejected;
+            line.shed += tally.shed;
+        }
+    }
+    for line in lines.values_mut() {
+        line.received =
+            line.accepted + line.dead_lettered + line.deduplicated + line.rejected + line.shed;
+    }
+    lines
+}
+
+/// Counts the log up to the ledgers; also how many offsets are in no readable frame.
+fn count_log(
+    pipeline: &Pipeline,
+    ledgers: &[LedgerCopy],
+    sinks: &[Counts],
+) -> Result<(BTreeMap<Key, InLog>, u64), Problem> {
+    let mut found = BTreeMap::<Key, InLog>::new();
+    let mut lost = 0;
+    for log in &pipeline.logs {
+        let as_of = ledgers.iter().find(|l| l.partition == log.partition()).map(|l| l.as_of);
+        let Some(as_of) = as_of else { continue };
+        let up_to: Vec<Offset> = sinks
+            .iter()
+            .map(|s| s.up_to.get(&log.partition()).copied().unwrap_or_default())
+            .collect();
+        let from = log.earliest();
+        let mut seen = 0;
+        // One batch is of one tenant and mostly of one type: the entry is looked up when it changes.
+        scan(log, from, as_of, |event| {
+            seen += 1;
+            let Some(entry) = entry_of(&mut found, event.batch.tenant, event.record.kind.name)
+            else {
+                return Ok(Next::Continue);
+            };
+            entry.behind.resize(sinks.len(), (0, 0));
+            let dead = event.record.dead.is_some();
+            if dead {
+                entry.dead_lettered += 1
+            } else {
+                entry.accepted += 1
+            }
+            for (up_to, (accepted_behind, dead_behind)) in up_to.iter().zip(&mut entry.behind) {
+                if event.offset >= *up_to {
+                    if dead { *dead_behind += 1 } else { *accepted_behind += 1 }
+                }
+            }
+            Ok(Next::Continue)
+        })?;
+        lost += as_of.since(from.max(log.earliest())).saturating_sub(seen);
+    }
+    Ok((found, lost))
+}
+
+fn entry_of<'a>(
+    found: &'a mut BTreeMap<Key, InLog>,
+    tenant: &str,
+    event_type: &str,
+) -> Option<&'a mut InLog> {
+    let key = (TenantId::new(tenant).ok()?, EventType::new(event_type).ok()?);
+    Some(found.entry(key).or_default())
+}
+
+fn sink_line(
+    key: &Key,
+    line: &Line,
+    counts: &Counts,
+    behind: (u64, u64),
+    files: Option<&BTreeMap<Lane, u64>>,
+) -> SinkLine {
+    let lane = |dead| Lane { tenant: key.0.clone(), event_type: key.1.clone(), dead };
+    let (live, dead) = (lane(false), lane(true));
+    let of = |lane: &Lane| counts.lanes.get(lane).copied().unwrap_or_default();
+    let held = |lane: &Lane| counts.pending.get(lane).copied().unwrap_or_default();
+    let (known, known_dead) = (of(&live), of(&dead));
+    let sum = |c: &crate::sink::LaneCounts, pending| c.stored + pending + c.quarantined + c.skipped;
+    let pending = held(&live) + behind.0;
+    let files_difference = files.map(|files| {
+        let rows = |lane: &Lane| files.get(lane).copied().unwrap_or_default();
+        let (off, off_dead) = (
+            signed(rows(&live)) - signed(known.stored),
+            signed(rows(&dead)) - signed(known_dead.stored),
+        );
+        if off == 0 { off_dead } else { off }
+    });
+    SinkLine {
+        stored: files.map_or(known.stored, |f| f.get(&live).copied().unwrap_or_default()),
+        pending,
+        quarantined: known.quarantined,
+        skipped: known.skipped,
+        difference: signed(line.accepted) - signed(sum(&known, pending)),
+        dead_letters_difference: signed(line.dead_lettered)
+            - signed(sum(&known_dead, held(&dead) + behind.1)),
+        files_difference,
+    }
+}
+
+/// Rows in the files of every lake, per lane, as far as its cursors had come: a window whose cursor
+/// has not moved yet is not counted as stored, nor are its files.
+fn files(
+    pipeline: &Pipeline,
+    sinks: &[Counts],
+) -> Result<BTreeMap<String, BTreeMap<Lane, u64>>, Problem> {
+    let mut lakes = BTreeMap::new();
+    for config in pipeline.config.sink.iter().filter(|config| config.kind == "lake") {
+        let Some(counts) = sinks.iter().find(|counts| counts.sink == config.name) else { continue };
+        let fault = |e: &dyn std::fmt::Display| {
+            Problem::internal(format!("the files of {}: {e}", config.name))
+        };
+        let lake = LakeReader::open(config, &pipeline.config.log.dir, pipeline.runtime.clone())
+            .map_err(|e| fault(&e))?;
+        let passed = |file: &FileFacts| {
+            let held = counts.held.get(&(file.partition, file.lane.clone()));
+            let cursor = held.or_else(|| counts.cursors.get(&file.partition));
+            file.log_id == pipeline.log_id && cursor.is_some_and(|cursor| file.first < *cursor)
+        };
+        let mut rows = BTreeMap::<Lane, u64>::new();
+        for file in lake.inventory().map_err(|e| fault(&e))?.iter().filter(|f| passed(f)) {
+            *rows.entry(file.lane.clone()).or_default() += file.rows;
+        }
+        lakes.insert(config.name.clone(), rows);
+    }
+    Ok(lakes)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Acknowledged {
+    tenant: Option<String>,
+    event_type: Option<String>,
+    event_id: String,
+}
+
+/// Which ids of a client's journal are in the log: NDJSON in, the missing ones out.
+pub(super) async fn ids(
+    State(pipeline): State<Shared>,
+    body: String,
+) -> Result<Json<Value>, Problem> {
+    let work = move || {
+        let mut wanted = HashSet::new();
+        for (number, line) in body.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()) {
+            let one: Acknowledged = serde_json::from_str(line)
+                .map_err(|e| Problem::bad_request(format!("line {}: {e}", number + 1)))?;
+            wanted.insert((one.tenant, one.event_type, one.event_id));
+        }
+        let checked = wanted.len();
+        find_ids(&pipeline, &mut wanted)?;
+        let missing: Vec<&str> =
+            wanted.iter().take(MISSING_SHOWN).map(|(_, _, id)| id.as_str()).collect();
+        Ok(json!({ "checked": checked, "missing": missing, "missing_count": wanted.len() }))
+    };
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|e| Problem::internal(e.to_string()))?.map(Json)
+}
+
+type Wanted = HashSet<(Option<String>, Option<String>, String)>;
+
+fn find_ids(pipeline: &Pipeline, wanted: &mut Wanted) -> Result<(), Problem> {
+    // A journal names tenant and type for all of its ids or for none: the shapes in it are few.
+    let shapes: HashSet<(bool, bool)> =
+        wanted.iter().map(|(t, e, _)| (t.is_some(), e.is_some())).collect();
+    for log in &pipeline.logs {
+        scan(log, log.earliest(), log.latest(), |event| {
+            let id = event.record.event_id(&event.batch.base_id);
+            for (tenant, event_type) in &shapes {
+                wanted.remove(&(
+                    tenant.then(|| event.batch.tenant.to_owned()),
+                    event_type.then(|| event.record.kind.name.to_owned()),
+                    id.clone().into_owned(),
+                ));
+            }
+            Ok(if wanted.is_empty() { Next::Stop } else { Next::Continue })
+        })?;
+    }
+    Ok(())
+}

@@ -1,0 +1,261 @@
+//! Dead letters: list them, look at one, judge them again by today's schemas.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use axum::{
+    Json,
+    extract::{Path, Query, State},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use tidegate_event::{Code, Offset, Partition, TenantId};
+
+use super::{
+    Problem, Shared,
+    records::{Located, Next, scan},
+};
+use crate::{log::LogHandle, pipeline::redrive};
+
+/// Dead letters shown at once unless the caller says otherwise, and at most.
+const LIMIT: usize = 100;
+const LIMIT_MAX: usize = 10_000;
+/// Bytes of dead letters held at once while they are re-driven.
+const REDRIVE_BYTES: usize = 16 << 20;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Wanted {
+    tenant: Option<String>,
+    event_type: Option<String>,
+    code: Option<String>,
+    limit: Option<usize>,
+    partition: Option<u32>,
+    from: Option<u64>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Redrive {
+    tenant: Option<String>,
+    event_type: Option<String>,
+    code: Option<String>,
+    offsets: Option<Vec<Place>>,
+    #[serde(default)]
+    dry_run: bool,
+}
+
+#[derive(Clone, Copy, Deserialize, Serialize, PartialEq, Eq, PartialOrd, Ord)]
+#[serde(deny_unknown_fields)]
+struct Place {
+    partition: u32,
+    offset: u64,
+}
+
+fn known_code(code: Option<&str>) -> Result<Option<Code>, Problem> {
+    let Some(code) = code else { return Ok(None) };
+    let found = Code::ALL.iter().find(|c| c.as_str() == code && !c.is_rejection());
+    match found {
+        Some(code) => Ok(Some(*code)),
+        None => Err(Problem::bad_request(format!("no dead letter has the code {code:?}"))),
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
+) -> Result<T, Problem> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|e| Problem::internal(format!("reading the log failed: {e}")))?
+}
+
+/// Which dead letters were re-driven already: each re-driven event names the one it came from.
+fn redriven(logs: &[LogHandle]) -> Result<BTreeSet<Place>, Problem> {
+    let mut places = BTreeSet::new();
+    for log in logs {
+        scan(log, log.earliest(), log.latest(), |event| {
+            if event.record.note.contains("redrive_of")
+                && let Some(origin) = event.note().get("redrive_of")
+                && let Ok(place) = Place::deserialize(origin)
+            {
+                places.insert(place);
+            }
+            Ok(Next::Continue)
+        })?;
+    }
+    Ok(places)
+}
+
+pub(super) async fn list(
+    State(pipeline): State<Shared>,
+    Query(wanted): Query<Wanted>,
+) -> Result<Json<Value>, Problem> {
+    blocking(move || find(&pipeline.logs, &wanted)).await.map(Json)
+}
+
+fn find(logs: &[LogHandle], wanted: &Wanted) -> Result<Value, Problem> {
+    let code = known_code(wanted.code.as_deref())?;
+    let limit = wanted.limit.unwrap_or(LIMIT).clamp(1, LIMIT_MAX);
+    let done = redriven(logs)?;
+    let mut found: Vec<Map<String, Value>> = Vec::new();
+    let mut next = Value::Null;
+    let first = wanted.partition.unwrap_or(0);
+    for log in logs.iter().filter(|log| log.partition().0 >= first) {
+        let start = if log.partition().0 == first { wanted.from.unwrap_or(0) } else { 0 };
+        scan(log, Offset(start), log.latest(), |event| {
+            if !is_wanted(event, wanted.tenant.as_deref(), wanted.event_type.as_deref(), code) {
+                return Ok(Next::Continue);
+            }
+            if found.len() == limit {
+                next = json!({"partition": event.partition.0, "from": event.offset.0});
+                return Ok(Next::Stop);
+            }
+            let place = Place { partition: event.partition.0, offset: event.offset.0 };
+            let mut letter = event.dead_letter();
+            letter.insert("redriven".to_owned(), done.contains(&place).into());
+            found.push(letter);
+            Ok(Next::Continue)
+        })?;
+        if !next.is_null() {
+            break;
+        }
+    }
+    Ok(json!({ "dead_letters": found, "next": next }))
+}
+
+fn is_wanted(
+    event: &Located<'_>,
+    tenant: Option<&str>,
+    kind: Option<&str>,
+    code: Option<Code>,
+) -> bool {
+    let dead = event.record.dead;
+    dead.is_some() && code.is_none_or(|code| dead == Some(code)) && event.is_of(tenant, kind)
+}
+
+pub(super) async fn show(
+    State(pipeline): State<Shared>,
+    Path((partition, offset)): Path<(u32, u64)>,
+) -> Result<Json<Value>, Problem> {
+    blocking(move || {
+        let log = pipeline.logs.iter().find(|log| log.partition() == Partition(partition));
+        let log = log.ok_or_else(|| Problem::not_found(format!("no partition {partition}")))?;
+        let mut found = None;
+        scan(log, Offset(offset), Offset(offset.saturating_add(1)), |event| {
+            if event.record.dead.is_some() {
+                let mut letter = event.dead_letter();
+                let raw = String::from_utf8_lossy(event.record.raw).into_owned();
+                letter.insert("raw".to_owned(), raw.into());
+                letter.insert("schema_version".to_owned(), event.record.kind.schema.version.into());
+                found = Some(Value::Object(letter));
+            }
+            Ok(Next::Stop)
+        })?;
+        found.map(Json).ok_or_else(|| {
+            Problem::not_found(format!("no dead letter at partition {partition}, offset {offset}"))
+        })
+    })
+    .await
+}
+
+/// What a re-drive came to.
+#[derive(Default, Serialize)]
+pub(super) struct Redriven {
+    matched: u64,
+    accepted: u64,
+    dead_lettered: u64,
+    /// Re-driven before.
+    skipped: u64,
+}
+
+pub(super) async fn redrive(
+    State(pipeline): State<Shared>,
+    Json(wanted): Json<Redrive>,
+) -> Result<Json<Redriven>, Problem> {
+    // One at a time: two could each find the same letter not re-driven yet.
+    let _one = pipeline.redrives.lock().await;
+    let wanted = Arc::new(wanted);
+    let mut result = None::<Redriven>;
+    loop {
+        let (reading, asked) = (Arc::clone(&pipeline), Arc::clone(&wanted));
+        let gathered = blocking(move || gather(&reading, &asked)).await?;
+        // The first pass has counted all; later ones see what it re-drove as done.
+        let result = result.get_or_insert(gathered.counts);
+        append_all(&pipeline, gathered.letters, result).await?;
+        if !gathered.more {
+            break;
+        }
+    }
+    Ok(Json(result.unwrap_or_default()))
+}
+
+async fn append_all(
+    pipeline: &Shared,
+    letters: Letters,
+    result: &mut Redriven,
+) -> Result<(), Problem> {
+    for (tenant, letters) in letters {
+        let Some(tenant) = pipeline.tenants.get(&tenant) else {
+            return Err(Problem::conflict(format!("tenant {tenant} is not configured any more")));
+        };
+        let done = redrive::append(pipeline, &tenant, letters)
+            .await
+            .map_err(|e| Problem::new(http::StatusCode::SERVICE_UNAVAILABLE, "not_appended", e))?;
+        result.accepted += done.accepted;
+        result.dead_lettered += done.dead_lettered;
+    }
+    Ok(())
+}
+
+type Letters = BTreeMap<TenantId, Vec<redrive::Letter>>;
+
+struct Gathered {
+    counts: Redriven,
+    letters: Letters,
+    /// True where the bound on what is held at once was reached before the end.
+    more: bool,
+}
+
+fn gather(pipeline: &Shared, wanted: &Redrive) -> Result<Gathered, Problem> {
+    let code = known_code(wanted.code.as_deref())?;
+    if wanted.offsets.is_none()
+        && wanted.tenant.is_none()
+        && wanted.event_type.is_none()
+        && code.is_none()
+    {
+        let detail = "say which: tenant, event_type, code or offsets";
+        return Err(Problem::bad_request(detail));
+    }
+    let places: Option<BTreeSet<Place>> =
+        wanted.offsets.as_ref().map(|p| p.iter().copied().collect());
+    let done = redriven(&pipeline.logs)?;
+    let mut gathered =
+        Gathered { counts: Redriven::default(), letters: Letters::new(), more: false };
+    let mut bytes = 0;
+    for log in &pipeline.logs {
+        scan(log, log.earliest(), log.latest(), |event| {
+            let place = Place { partition: event.partition.0, offset: event.offset.0 };
+            let asked = places.as_ref().is_none_or(|places| places.contains(&place));
+            let (tenant, kind) = (wanted.tenant.as_deref(), wanted.event_type.as_deref());
+            if !asked || !is_wanted(event, tenant, kind, code) {
+                return Ok(Next::Continue);
+            }
+            gathered.counts.matched += 1;
+            if done.contains(&place) {
+                gathered.counts.skipped += 1;
+            } else if !wanted.dry_run
+                && let Ok(tenant) = TenantId::new(event.batch.tenant)
+            {
+                gathered.more |= bytes >= REDRIVE_BYTES;
+                if !gathered.more {
+                    bytes += event.record.raw.len();
+                    let letter = redrive::Letter::of(event.batch, &event.record, json!(place));
+                    gathered.letters.entry(tenant).or_default().push(letter);
+                }
+            }
+            Ok(Next::Continue)
+        })?;
+    }
+    Ok(gathered)
+}

@@ -1,0 +1,91 @@
+//! How it is: health, readiness, metrics, and the one document `ingestctl status` reads.
+
+use axum::{Json, extract::State};
+use http::{StatusCode, header};
+use serde_json::{Value, json};
+
+use super::Shared;
+use crate::{books::Tally, metrics, pipeline::Pipeline};
+
+pub(super) async fn healthz() -> &'static str {
+    "ok\n"
+}
+
+pub(super) async fn readyz(State(pipeline): State<Shared>) -> (StatusCode, Json<Value>) {
+    let reasons = pipeline.not_ready();
+    let status = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(json!({ "ready": reasons.is_empty(), "reasons": reasons })))
+}
+
+pub(super) async fn metrics(
+    State(pipeline): State<Shared>,
+) -> ([(header::HeaderName, &'static str); 1], Vec<u8>) {
+    publish(&pipeline);
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics::render())
+}
+
+/// Gauges are set when somebody asks.
+fn publish(pipeline: &Pipeline) {
+    for stage in pipeline.stages() {
+        metrics::stage_held_bytes(stage.name, i64::try_from(stage.held_bytes).unwrap_or(i64::MAX));
+    }
+    let (difference, in_flight) = pipeline.books_difference();
+    metrics::books_difference(difference);
+    metrics::books_in_flight(i64::try_from(in_flight).unwrap_or(i64::MAX));
+    for (tenant, page) in pipeline.books.copy() {
+        if pipeline.tenants.get(&tenant).is_none() {
+            continue;
+        }
+        let mut sum = Tally::default();
+        page.types.values().for_each(|tally| sum.add(tally));
+        let outcomes = [
+            ("received", sum.received),
+            ("accepted", sum.accepted),
+            ("dead_lettered", sum.dead_lettered),
+            ("deduplicated", sum.deduplicated),
+            ("rejected", sum.rejected),
+            ("shed", sum.shed),
+        ];
+        for (outcome, count) in outcomes {
+            metrics::books_events(
+                tenant.as_str(),
+                outcome,
+                i64::try_from(count).unwrap_or(i64::MAX),
+            );
+        }
+    }
+}
+
+pub(super) async fn offsets(State(pipeline): State<Shared>) -> Json<Value> {
+    Json(json!({ "log_id": pipeline.log_id, "partitions": partitions(&pipeline) }))
+}
+
+fn partitions(pipeline: &Pipeline) -> Vec<Value> {
+    let one = |log: &crate::log::LogHandle| {
+        json!({
+            "partition": log.partition(),
+            "earliest": log.earliest(),
+            "latest": log.latest(),
+            "bytes": log.bytes(),
+        })
+    };
+    pipeline.logs.iter().map(one).collect()
+}
+
+pub(super) async fn status(State(pipeline): State<Shared>) -> Json<Value> {
+    let reasons = pipeline.not_ready();
+    let (difference, in_flight) = pipeline.books_difference();
+    Json(json!({
+        "ready": reasons.is_empty(),
+        "reasons": reasons,
+        "version": env!("CARGO_PKG_VERSION"),
+        "generation": pipeline.generation(),
+        "uptime_seconds": pipeline.started.elapsed().as_secs(),
+        "log_id": pipeline.log_id,
+        "recovery": pipeline.recovery,
+        "stages": pipeline.stages(),
+        "partitions": partitions(&pipeline),
+        "sinks": pipeline.sinks.status(),
+        "books": { "difference": difference, "in_flight": in_flight },
+    }))
+}

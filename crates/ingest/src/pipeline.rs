@@ -1,1 +1,0 @@
-//! Builds the stages and what lies between them.

@@ -1,0 +1,221 @@
+//! Builds the stages and what lies between them: read this first.
+//!
+//! Start: log (lock, recovery) → schemas → tenants → books → writers → sinks → edge → admin.
+//! Stop: edge (no new requests, the ones under way are answered) → writers (queue, last sync) →
+//! sinks (flush what is in the log) → books.
+
+mod edge_ledger;
+pub mod redrive;
+mod run;
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+
+use serde::Serialize;
+use tokio::sync::watch;
+
+pub use run::{Options, StartError, run};
+
+use edge_ledger::EdgeLedger;
+
+use crate::{
+    admin,
+    books::Books,
+    clock::Clock,
+    config::{self, Config},
+    edge::{EdgeHandle, budget::Budget},
+    log::LogHandle,
+    normalize::Normalizer,
+    sink::Sinks,
+    tenants::Tenants,
+    writer::Writers,
+};
+
+/// Everything that runs, for the admin side to look at and act on.
+pub struct Pipeline {
+    /// As it was started with.
+    pub config: Config,
+    /// Where that came from; absent in `--dev`.
+    pub config_path: Option<PathBuf>,
+    /// What operators must present, if anything.
+    pub admin_token: Option<String>,
+    /// The log's id, 8 characters.
+    pub log_id: String,
+    /// What was done at start to what an earlier run left behind.
+    pub recovery: Vec<String>,
+    /// One per partition.
+    pub logs: Vec<LogHandle>,
+    /// One per partition.
+    pub writers: Arc<Writers>,
+    /// The sinks.
+    pub sinks: Arc<Sinks>,
+    /// The public side.
+    pub edge: EdgeHandle,
+    /// Who may send.
+    pub tenants: Arc<Tenants>,
+    /// Verdicts.
+    pub normalizer: Arc<Normalizer>,
+    /// What came in and what became of it.
+    pub books: Arc<Books>,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// Event bytes the edge holds.
+    pub budget: Arc<Budget>,
+    /// Where the sinks' futures are run.
+    pub runtime: tokio::runtime::Handle,
+    /// When it started.
+    pub started: Instant,
+    /// One re-drive at a time.
+    pub redrives: tokio::sync::Mutex<()>,
+    edge_ledger: Mutex<EdgeLedger>,
+    generation: AtomicU64,
+    draining: watch::Sender<bool>,
+}
+
+/// The fill of one bound.
+#[derive(Clone, Debug, Serialize)]
+pub struct Stage {
+    /// Which stage.
+    pub name: &'static str,
+    /// How many event bytes it may hold.
+    pub bound_bytes: u64,
+    /// How many it holds.
+    pub held_bytes: u64,
+    /// How fast what is behind it takes them, bytes a second; 0 while nothing flows.
+    pub drain_bytes_per_second: u64,
+}
+
+/// What a reload changed.
+#[derive(Clone, Debug, Serialize)]
+pub struct Reloaded {
+    /// Counted up by every reload that succeeded; the start is 1.
+    pub generation: u64,
+    /// What is live now in a new version.
+    pub changed: Vec<String>,
+    /// Sections of the file that differ but are read at start only.
+    pub needs_restart: Vec<String>,
+}
+
+impl Pipeline {
+    /// Why it would not take an event now; empty when it would.
+    #[must_use]
+    pub fn not_ready(&self) -> Vec<String> {
+        let mut reasons = Vec::new();
+        if *self.draining.borrow() {
+            reasons.push("draining: shutting down".to_owned());
+        }
+        if self.budget.held() >= self.budget.bound() {
+            reasons.push("edge_full: no memory left for bodies (budget.bytes)".to_owned());
+        }
+        reasons.extend(self.writers.not_ready());
+        reasons.extend(self.sinks.blocking());
+        reasons
+    }
+
+    /// The bounds, in the order of the flow.
+    #[must_use]
+    pub fn stages(&self) -> Vec<Stage> {
+        let writers = self.writers.stats();
+        let edge = Stage {
+            name: "edge",
+            bound_bytes: self.budget.bound(),
+            held_bytes: self.budget.held(),
+            drain_bytes_per_second: writers.drain_bytes_per_second,
+        };
+        let writer = Stage {
+            name: "writer",
+            bound_bytes: writers.bound_bytes,
+            held_bytes: writers.held_bytes,
+            drain_bytes_per_second: writers.drain_bytes_per_second,
+        };
+        vec![edge, writer]
+    }
+
+    /// Events that were received and have no outcome, apart from those in flight, and those in
+    /// flight.
+    #[must_use]
+    pub fn books_difference(&self) -> (i64, u64) {
+        let (mut difference, mut in_flight) = (0i128, 0u64);
+        for page in self.books.copy().values() {
+            let unsettled: i128 = page.types.values().map(|tally| tally.unsettled()).sum();
+            difference += unsettled - i128::from(page.in_flight);
+            in_flight += page.in_flight;
+        }
+        (i64::try_from(difference).unwrap_or(i64::MAX), in_flight)
+    }
+
+    /// Which configuration is live.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Relaxed)
+    }
+
+    /// Writes what the edge refused, if it changed.
+    ///
+    /// # Errors
+    /// As writing a file; tried again at the next call.
+    pub fn write_edge_ledger(&self) -> std::io::Result<()> {
+        self.edge_ledger.lock().unwrap_or_else(PoisonError::into_inner).write(&self.books)
+    }
+
+    /// Stops taking events; the process ends once all that was taken is where it belongs.
+    pub fn begin_drain(&self, why: &str) {
+        if !self.draining.send_replace(true) {
+            tracing::info!(why, "draining: no new requests, what was taken is finished");
+        }
+    }
+
+    /// Reads schemas, tenants, certificate and configuration again: all of it is checked before
+    /// anything of it is live.
+    ///
+    /// # Errors
+    /// Everything that is wrong, one sentence each; the generation before stays live.
+    pub fn reload(&self) -> Result<Reloaded, Vec<String>> {
+        let mut needs_restart = Vec::new();
+        if let Some(path) = &self.config_path {
+            let next = config::load(Some(path)).map_err(|e| vec![e.to_string()])?;
+            admin::token_of(&next.admin).map_err(|e| vec![e])?;
+            needs_restart = differing(&self.config, &next);
+        }
+        let mut faults = Vec::new();
+        let schemas = self.normalizer.prepare();
+        faults.extend(schemas.as_ref().err().into_iter().flatten().map(ToString::to_string));
+        // Each tenant is a file of its own that is live once it is written: nothing of them waits
+        // for this reload, but what is wrong with one is told here too.
+        let tenants = self.tenants.reload();
+        faults.extend(tenants.as_ref().err().into_iter().flatten().map(ToString::to_string));
+        let tls = self.edge.prepare_tls();
+        faults.extend(tls.as_ref().err().map(ToString::to_string));
+        let (Ok(schemas), Ok(_), Ok(tls)) = (schemas, tenants, tls) else {
+            tracing::error!(?faults, "reload refused; the generation before stays live");
+            return Err(faults);
+        };
+        self.normalizer.install(schemas);
+        self.edge.install_tls(tls);
+        let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
+        let changed = ["schemas", "tenants", "certificate"].map(str::to_owned).to_vec();
+        tracing::info!(generation, ?needs_restart, "reloaded");
+        Ok(Reloaded { generation, changed, needs_restart })
+    }
+}
+
+/// The sections in which two configurations differ.
+fn differing(old: &Config, new: &Config) -> Vec<String> {
+    let sections = [
+        ("edge", old.edge == new.edge),
+        ("admin", old.admin == new.admin),
+        ("budget", old.budget == new.budget),
+        ("log", old.log == new.log),
+        ("schemas", old.schemas == new.schemas),
+        ("sink", old.sink == new.sink),
+        ("defaults", old.defaults == new.defaults),
+        ("tenants_dir", old.tenants_dir == new.tenants_dir),
+    ];
+    sections.iter().filter(|(_, same)| !same).map(|(name, _)| (*name).to_owned()).collect()
+}

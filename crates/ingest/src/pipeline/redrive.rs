@@ -1,0 +1,128 @@
+//! Judges dead letters again by today's schemas and appends them as new events linked to the old.
+
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+use tidegate_event::{
+    BatchEncoder, BatchView, EventType, RecordView,
+    record::{Record, base_id},
+};
+
+use super::Pipeline;
+use crate::{
+    books::Tally,
+    normalize::{Item, ItemTime, JudgeContext, Scratch, Verdict, reserved_in},
+    tenants::Tenant,
+    writer::Append,
+};
+
+/// One dead letter, out of the log.
+pub struct Letter {
+    raw: Vec<u8>,
+    event_type: Option<String>,
+    event_id: String,
+    event_time: i64,
+    reserved: bool,
+    pii_changed: bool,
+    origin: Value,
+    /// The fields that a personal-data rule changed when it came in.
+    pii: Vec<String>,
+}
+
+/// What became of them.
+pub struct Outcome {
+    /// Valid now.
+    pub accepted: u64,
+    /// Dead letters still, for today's reason.
+    pub dead_lettered: u64,
+}
+
+impl Letter {
+    /// Takes a copy of `record`; `origin` is where it lies, kept in the new event's note.
+    #[must_use]
+    pub fn of(batch: &BatchView<'_>, record: &RecordView<'_>, origin: Value) -> Self {
+        let named = record.kind.name != EventType::UNNAMED;
+        let note: Map<String, Value> = serde_json::from_str(record.note).unwrap_or_default();
+        Self {
+            raw: record.raw.to_vec(),
+            event_type: named.then(|| record.kind.name.to_owned()),
+            event_id: record.event_id(&batch.base_id).into_owned(),
+            event_time: record.event_time.0,
+            reserved: reserved_in(batch.protocol),
+            pii_changed: record.pii_changed,
+            origin,
+            pii: note.get("pii").map(strings).unwrap_or_default(),
+        }
+    }
+}
+
+fn strings(value: &Value) -> Vec<String> {
+    value.as_array().into_iter().flatten().filter_map(|v| v.as_str().map(str::to_owned)).collect()
+}
+
+/// Appends `letters` as one batch of `tenant`, durably.
+///
+/// # Errors
+/// Why the log did not take them; none was appended.
+pub async fn append(
+    pipeline: &Arc<Pipeline>,
+    tenant: &Arc<Tenant>,
+    letters: Vec<Letter>,
+) -> Result<Outcome, String> {
+    let received_at = pipeline.clock.now();
+    let base = base_id(*uuid::Uuid::now_v7().as_bytes());
+    let bytes = letters.iter().map(|l| l.raw.len() + 64).sum();
+    let mut batch = BatchEncoder::new(tenant.id.clone(), "redrive", received_at, base, bytes);
+    let mut scratch = Scratch::default();
+    for (index, letter) in (0u32..).zip(&letters) {
+        let context = JudgeContext { tenant, received_at, key_types: None };
+        let item = Item {
+            raw: &letter.raw,
+            event_type: letter.event_type.as_deref(),
+            event_id: Some(&letter.event_id),
+            event_time: if letter.reserved {
+                ItemTime::None
+            } else {
+                ItemTime::Micros(letter.event_time)
+            },
+            reserved: letter.reserved,
+            source_name: None,
+            map_names: false,
+        };
+        let judged = pipeline.normalizer.judge_again(&context, &item, &letter.pii, &mut scratch);
+        let dead = match &judged.verdict {
+            Verdict::Accepted => None,
+            Verdict::DeadLetter(reason) | Verdict::Rejected(reason) => Some(reason.code),
+        };
+        let mut note: Map<String, Value> = serde_json::from_str(&judged.note).unwrap_or_default();
+        note.insert("redrive_of".to_owned(), letter.origin.clone());
+        if !letter.pii.is_empty() {
+            note.insert("pii".to_owned(), letter.pii.clone().into());
+        }
+        let note = Value::Object(note).to_string();
+        batch.push(&Record {
+            index,
+            event_type: &judged.event_type,
+            schema: judged.schema,
+            client_id: Some(&letter.event_id),
+            event_time: judged.event_time,
+            dead,
+            pii_changed: judged.pii_changed || letter.pii_changed,
+            note: &note,
+            raw: &judged.raw,
+        });
+    }
+    let mut batch = batch.finish();
+    // These ids are known to the log: the dead letters themselves brought them.
+    batch.bypass_dedup = true;
+    let counted =
+        batch.tallies.iter().map(|t| (t.event_type.clone(), t.accepted + t.dead_lettered));
+    let entry = pipeline.books.open(&tenant.id, counted.collect());
+    let mut sum = Tally::default();
+    for tally in &batch.tallies {
+        sum.accepted += tally.accepted;
+        sum.dead_lettered += tally.dead_lettered;
+    }
+    pipeline.writers.append(batch, entry).await.map_err(|e| e.to_string())?;
+    Ok(Outcome { accepted: sum.accepted, dead_lettered: sum.dead_lettered })
+}

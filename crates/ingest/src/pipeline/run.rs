@@ -1,0 +1,373 @@
+//! Starts everything, waits for a signal, and stops everything in order.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::AtomicU64},
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
+
+use super::{Pipeline, edge_ledger::EdgeLedger};
+use crate::{
+    admin,
+    books::Books,
+    clock::{Clock, SystemClock},
+    config::{self, Config, ConfigError},
+    edge::{self, EdgeParts, budget::Budget},
+    json::ScanLimits,
+    log,
+    normalize::{Normalizer, SchemaStore},
+    sink::{self, SinkConfig, SinkParts, source::LogSource},
+    storage::{Disk, Storage},
+    tenants::Tenants,
+    writer::{self, WriterSettings, Writers},
+};
+
+/// The fixed key of `--dev` on loopback.
+const DEV_KEY: &str = "tgk_dev";
+
+/// What the command line says.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Run without a configuration: tenant `dev`, lake under the data folder.
+    pub dev: bool,
+    /// The configuration file.
+    pub config: Option<PathBuf>,
+    /// Over `log.dir`.
+    pub data_dir: Option<PathBuf>,
+    /// Over `edge.listen`.
+    pub listen: Option<String>,
+    /// Over `admin.listen`.
+    pub admin: Option<String>,
+}
+
+/// Why it did not start, or did not stop well.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration.
+    #[error("configuration: {0}")]
+    Config(#[from] ConfigError),
+    /// A part of it, with what to mend.
+    #[error("{what}: {why}")]
+    Part {
+        /// Which part.
+        what: &'static str,
+        /// Why.
+        why: String,
+    },
+}
+
+fn part<E: std::fmt::Display>(what: &'static str) -> impl Fn(E) -> StartError {
+    move |error| StartError::Part { what, why: error.to_string() }
+}
+
+fn parts<E: std::fmt::Display>(what: &'static str) -> impl Fn(Vec<E>) -> StartError {
+    move |faults| {
+        let lines: Vec<String> = faults.iter().map(ToString::to_string).collect();
+        StartError::Part { what, why: lines.join("\n") }
+    }
+}
+
+/// The configuration that the command line asks for.
+fn configured(options: &Options) -> Result<Config, StartError> {
+    let mut config = config::load(options.config.as_deref())?;
+    if let Some(dir) = &options.data_dir {
+        config.log.dir.clone_from(dir);
+    }
+    if let Some(listen) = &options.listen {
+        config.edge.listen.clone_from(listen);
+    }
+    if let Some(listen) = &options.admin {
+        config.admin.listen.clone_from(listen);
+    }
+    if options.dev && config.sink.is_empty() {
+        let url = config.log.dir.join("lake").display().to_string();
+        config.sink.push(SinkConfig::lake("lake", &url));
+    }
+    match config::check(&config) {
+        faults if faults.is_empty() => Ok(config),
+        faults => Err(ConfigError::Faults(faults).into()),
+    }
+}
+
+/// Runs until SIGTERM, SIGINT or an operator's drain; returns once all that was taken is durable and
+/// flushed.
+///
+/// # Errors
+/// [`StartError`] with the part that would not start, before anything was answered; or that would
+/// not stop well.
+pub async fn run(options: Options) -> Result<(), StartError> {
+    let config = configured(&options)?;
+    let admin_listener = bind(&config.admin.listen, "admin.listen").await?;
+    let loopback = is_loopback(&config.edge.listen).await;
+    let dev_key = options.dev.then(|| if loopback { DEV_KEY.to_owned() } else { random_key() });
+    let building = Building { config, options, dev_key: dev_key.clone() };
+    let runtime = tokio::runtime::Handle::current();
+    // Recovery reads files and may take a while: not on a thread that serves.
+    let built = tokio::task::spawn_blocking(move || building.build(runtime)).await;
+    let built = built.map_err(part("start"))??;
+    let (pipeline, edge) = built.listen().await?;
+
+    let admin_address = admin_listener.local_addr().map_err(part("admin.listen"))?;
+    let (stop_admin, stopped) = tokio::sync::oneshot::channel::<()>();
+    let stop = async {
+        stopped.await.ok();
+    };
+    let admin = tokio::spawn(admin::serve(admin_listener, Arc::clone(&pipeline), stop));
+    hello(&pipeline, edge.local_addr(), admin_address, dev_key.as_deref());
+    let serving = tokio::spawn(edge.serve());
+    let ledger = tokio::spawn(keep_ledger(Arc::clone(&pipeline)));
+    let tenants = tokio::spawn(Arc::clone(&pipeline.tenants).watch());
+
+    wait_for_the_end(&pipeline).await?;
+    let result = stop_all(&pipeline, serving).await;
+    ledger.abort();
+    tenants.abort();
+    stop_admin.send(()).ok();
+    match tokio::time::timeout(Duration::from_secs(2), admin).await {
+        Ok(Ok(Err(error))) => tracing::warn!(%error, "the admin side ended with an error"),
+        Ok(_) => {}
+        // A tail that somebody still follows: nothing is lost by cutting it.
+        Err(_) => tracing::info!("open admin requests were cut"),
+    }
+    result
+}
+
+async fn bind(listen: &str, what: &'static str) -> Result<TcpListener, StartError> {
+    TcpListener::bind(listen)
+        .await
+        .map_err(|error| StartError::Part { what, why: format!("{listen}: {error}") })
+}
+
+/// True where nobody but this machine reaches the address.
+async fn is_loopback(listen: &str) -> bool {
+    match tokio::net::lookup_host(listen).await {
+        Ok(mut addresses) => addresses.all(|address| address.ip().is_loopback()),
+        Err(_) => false,
+    }
+}
+
+fn random_key() -> String {
+    format!("tgk_dev_{}", hex::encode(rand::random::<[u8; 24]>()))
+}
+
+struct Building {
+    config: Config,
+    options: Options,
+    dev_key: Option<String>,
+}
+
+/// All but the edge, which needs its socket.
+struct Built {
+    config: Config,
+    config_path: Option<PathBuf>,
+    admin_token: Option<String>,
+    log_id: String,
+    recovery: Vec<String>,
+    logs: Vec<log::LogHandle>,
+    writers: Arc<Writers>,
+    sinks: Arc<sink::Sinks>,
+    tenants: Arc<Tenants>,
+    normalizer: Arc<Normalizer>,
+    books: Arc<Books>,
+    clock: Arc<dyn Clock>,
+    ledger: EdgeLedger,
+}
+
+impl Building {
+    fn build(self, runtime: tokio::runtime::Handle) -> Result<Built, StartError> {
+        let Self { config, options, dev_key } = self;
+        let storage: Arc<dyn Storage> = Arc::new(Disk);
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let dir = config.log.dir.clone();
+        let admin_token = admin::token_of(&config.admin).map_err(part("configuration"))?;
+
+        let opened = log::open(Arc::clone(&storage), &config.log, Arc::clone(&clock))
+            .map_err(part("log"))?;
+        let recovery: Vec<String> = opened.recovery.iter().map(ToString::to_string).collect();
+        recovery.iter().for_each(|what| tracing::info!("{what}"));
+
+        let schemas = SchemaStore::open(Arc::clone(&storage), dir.join("schemas-by-hash"))
+            .map_err(part("schemas"))?;
+        let schemas = Arc::new(schemas);
+        let limits = &config.edge.limits;
+        let scan = ScanLimits { depth: limits.depth, fields: limits.fields };
+        let normalizer = Normalizer::load(&config.schemas, Arc::clone(&schemas), scan)
+            .map_err(parts("schemas"))?;
+
+        let tenants_dir = config.tenants_dir.clone().unwrap_or_else(|| dir.join("tenants"));
+        let mut tenants = Tenants::load(&tenants_dir, config.defaults.quota, Arc::clone(&clock))
+            .map_err(part("tenants"))?;
+        if let Some(key) = &dev_key {
+            tenants = tenants.with_dev(key);
+        }
+
+        let books = Arc::new(Books::default());
+        let ledger = EdgeLedger::open(Arc::clone(&storage), &dir, &opened.log_id, &books)
+            .map_err(part("books"))?;
+        let log_id = opened.log_id.clone();
+        let logs: Vec<_> = opened.partitions.iter().map(log::Log::handle).collect();
+        let sinks = sink::start(
+            &config.sink,
+            &SinkParts {
+                logs: logs.iter().map(|l| Arc::new(l.clone()) as Arc<dyn LogSource>).collect(),
+                schemas,
+                storage,
+                clock: Arc::clone(&clock),
+                data_dir: dir,
+                backlog_bytes: config.log.backlog_bytes.0,
+                runtime,
+            },
+        )
+        .map_err(part("sinks"))?;
+        let queue_bytes = config.budget.bytes.get() / opened.partitions.len().max(1);
+        let settings = WriterSettings::new(&config.log, queue_bytes, config.budget.delay.0);
+        let mut writers = Vec::new();
+        for log in opened.partitions {
+            let (books, clock, settings) =
+                (Arc::clone(&books), Arc::clone(&clock), settings.clone());
+            writers.push(writer::start(log, books, clock, settings).map_err(part("log"))?);
+        }
+        let writers = Writers::new(writers).ok_or("no partitions").map_err(part("log"))?;
+        Ok(Built {
+            config,
+            config_path: options.config,
+            admin_token,
+            log_id,
+            recovery,
+            logs,
+            writers: Arc::new(writers),
+            sinks: Arc::new(sinks),
+            tenants: Arc::new(tenants),
+            normalizer: Arc::new(normalizer),
+            books,
+            clock,
+            ledger,
+        })
+    }
+}
+
+impl Built {
+    async fn listen(self) -> Result<(Arc<Pipeline>, edge::Edge), StartError> {
+        let budget = Budget::new(self.config.budget.bytes.0);
+        let edge = edge::bind(EdgeParts {
+            config: self.config.edge.clone(),
+            tenants: Arc::clone(&self.tenants),
+            normalizer: Arc::<Normalizer>::clone(&self.normalizer),
+            log: Arc::<Writers>::clone(&self.writers),
+            books: Arc::clone(&self.books),
+            clock: Arc::clone(&self.clock),
+            budget: Arc::clone(&budget),
+            pressure: Arc::<sink::Sinks>::clone(&self.sinks),
+        })
+        .await
+        .map_err(part("edge"))?;
+        let (draining, _) = watch::channel(false);
+        let pipeline = Pipeline {
+            edge: edge.handle(),
+            config: self.config,
+            config_path: self.config_path,
+            admin_token: self.admin_token,
+            log_id: self.log_id,
+            recovery: self.recovery,
+            logs: self.logs,
+            writers: self.writers,
+            sinks: self.sinks,
+            tenants: self.tenants,
+            normalizer: self.normalizer,
+            books: self.books,
+            clock: self.clock,
+            budget,
+            runtime: tokio::runtime::Handle::current(),
+            started: Instant::now(),
+            redrives: tokio::sync::Mutex::new(()),
+            edge_ledger: std::sync::Mutex::new(self.ledger),
+            generation: AtomicU64::new(1),
+            draining,
+        };
+        Ok((Arc::new(pipeline), edge))
+    }
+}
+
+/// Writes the edge's ledger once a second.
+async fn keep_ledger(pipeline: Arc<Pipeline>) {
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        tick.tick().await;
+        let writing = Arc::clone(&pipeline);
+        let done = tokio::task::spawn_blocking(move || writing.write_edge_ledger()).await;
+        if let Ok(Err(error)) = done {
+            tracing::error!(%error, "the ledger of refusals could not be written; tried again in a second");
+        }
+    }
+}
+
+async fn wait_for_the_end(pipeline: &Arc<Pipeline>) -> Result<(), StartError> {
+    let listen = |kind| signal(kind).map_err(part("signals"));
+    let mut terminate = listen(SignalKind::terminate())?;
+    let mut interrupt = listen(SignalKind::interrupt())?;
+    let mut hangup = listen(SignalKind::hangup())?;
+    let mut draining = pipeline.draining.subscribe();
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => pipeline.begin_drain("SIGTERM"),
+            _ = interrupt.recv() => pipeline.begin_drain("SIGINT"),
+            _ = hangup.recv() => {
+                let reloading = Arc::clone(pipeline);
+                // What it says is in the log; the generation before stays live.
+                tokio::task::spawn_blocking(move || reloading.reload().ok());
+            }
+            _ = draining.changed() => return Ok(()),
+        }
+    }
+}
+
+/// Edge, writers, sinks, books, in this order; all of it within the grace period.
+async fn stop_all(
+    pipeline: &Arc<Pipeline>,
+    serving: tokio::task::JoinHandle<()>,
+) -> Result<(), StartError> {
+    let grace = pipeline.config.edge.timeouts.drain.0;
+    let deadline = Instant::now() + grace;
+    let left = || deadline.saturating_duration_since(Instant::now());
+    pipeline.edge.drain();
+    if tokio::time::timeout(left(), serving).await.is_err() {
+        tracing::warn!(
+            "requests were still under way at the end of the grace period; they were cut, unanswered"
+        );
+    }
+    let writers = Arc::clone(&pipeline.writers);
+    let closed = tokio::task::spawn_blocking(move || writers.close()).await;
+    closed.map_err(part("log"))?;
+    pipeline.sinks.drain(left()).await;
+    pipeline.write_edge_ledger().map_err(part("books"))?;
+    tracing::info!("stopped: all that was answered is in the log");
+    Ok(())
+}
+
+fn hello(pipeline: &Pipeline, public: SocketAddr, admin: SocketAddr, dev_key: Option<&str>) {
+    let scheme = if pipeline.config.edge.tls.is_some() { "https" } else { "http" };
+    tracing::info!(listen = %public, admin = %admin, log_id = pipeline.log_id, "ready");
+    let Some(key) = dev_key else { return };
+    let lake = pipeline.config.sink.iter().find_map(|s| s.url.clone()).unwrap_or_default();
+    let lake = Path::new(&lake).join("events");
+    let text = format!(
+        "\n  Tidegate is ready.  Send a first event:\n\n    \
+         curl {scheme}://{public}/v1/events -H 'Authorization: Bearer {key}' \\\n         \
+         -H 'Content-Type: application/json' -d '{{\"event_type\":\"hello\",\"name\":\"world\"}}'\n\n  \
+         Look at it (in the lake within 5 seconds):\n\n    \
+         ingestctl --admin http://{admin} status\n    \
+         duckdb -c \"select * from read_parquet('{}/**/*.parquet', hive_partitioning = true)\"\n",
+        lake.display()
+    );
+    #[expect(clippy::print_stdout, reason = "the greeting of --dev is for a person at a terminal")]
+    {
+        println!("{text}");
+    }
+}

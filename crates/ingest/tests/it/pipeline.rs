@@ -1,0 +1,215 @@
+//! The whole server as its users run it: over sockets, killed, restarted, reloaded.
+//!
+//! What the readers of the lake see is proved by tests/e2e with the readers themselves.
+
+use serde_json::{Value, json};
+use tempfile::tempdir;
+
+use crate::server::{Server, files, refused, wait_for};
+
+const KEY: &str = "tgk_dev";
+const NDJSON: &str = "application/x-ndjson";
+
+fn lines(count: usize, event_type: &str) -> Vec<u8> {
+    let line = |i| {
+        format!("{{\"event_type\":\"{event_type}\",\"event_id\":\"{event_type}-{i}\",\"n\":{i}}}\n")
+    };
+    (0..count).map(line).collect::<String>().into_bytes()
+}
+
+fn audit(server: &Server) -> Value {
+    server.admin_get("/api/v1/audit").json()
+}
+
+fn row<'a>(audit: &'a Value, event_type: &str) -> &'a Value {
+    let rows = audit["tenants"].as_array().unwrap();
+    rows.iter().find(|r| r["event_type"] == event_type).unwrap_or_else(|| panic!("{audit:#}"))
+}
+
+#[test]
+fn events_reach_the_lake_and_the_books_balance() {
+    let dir = tempdir().unwrap();
+    let server = Server::dev(dir.path());
+    let mut body = lines(10, "hello");
+    body.extend_from_slice(b"[1]\n{\"event_type\":\"hello\",\"a\":1,\"a\":2}\n");
+    let answer = server.post("/v1/events", KEY, NDJSON, &body);
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let counts = answer.json();
+    assert_eq!(
+        (&counts["accepted"], &counts["dead_lettered"]),
+        (&json!(10), &json!(1)),
+        "{counts}"
+    );
+    assert_eq!(counts["rejected"], 1, "{counts}");
+    server.settle();
+    assert_eq!(files(&dir.path().join("lake/events"), ".parquet").len(), 1);
+    assert_eq!(files(&dir.path().join("lake/dead_letters"), ".parquet").len(), 1);
+    let audit = audit(&server);
+    assert_eq!((&audit["balanced"], &audit["difference"]), (&json!(true), &json!(0)), "{audit:#}");
+    let row = row(&audit, "hello");
+    assert_eq!((&row["received"], &row["accepted"]), (&json!(11), &json!(10)), "{row}");
+    assert_eq!(row["sinks"]["lake"]["stored"], 10, "{row}");
+}
+
+#[test]
+fn a_resend_after_a_lost_answer_leaves_one_copy() {
+    let dir = tempdir().unwrap();
+    let server = Server::dev(dir.path());
+    let body = lines(5, "twice");
+    assert_eq!(server.post("/v1/events", KEY, NDJSON, &body).json()["accepted"], 5);
+    let again = server.post("/v1/events", KEY, NDJSON, &body).json();
+    assert_eq!((&again["accepted"], &again["deduplicated"]), (&json!(0), &json!(5)), "{again}");
+    server.kill();
+    let server = Server::dev(dir.path());
+    let again = server.post("/v1/events", KEY, NDJSON, &body).json();
+    assert_eq!(again["deduplicated"], 5, "{again}");
+    server.settle();
+    let offsets = server.admin_get("/api/v1/offsets").json();
+    assert_eq!(offsets["partitions"][0]["latest"], 5, "{offsets}");
+    assert_eq!(audit(&server)["difference"], 0);
+}
+
+#[test]
+fn what_was_answered_is_there_after_a_kill() {
+    let dir = tempdir().unwrap();
+    let mut sent = 0;
+    for _ in 0..5 {
+        let server = Server::dev(dir.path());
+        for _ in 0..10 {
+            let body = format!("{{\"event_type\":\"kill\",\"n\":{sent}}}");
+            let answer = server.post("/v1/events", KEY, "application/json", body.as_bytes());
+            assert_eq!(answer.status, 200, "{answer:?}");
+            sent += 1;
+        }
+        server.kill();
+    }
+    let server = Server::dev(dir.path());
+    server.settle();
+    let audit = audit(&server);
+    assert_eq!(audit["balanced"], true, "{audit:#}");
+    let row = row(&audit, "kill");
+    assert_eq!(
+        (&row["accepted"], &row["sinks"]["lake"]["stored"]),
+        (&json!(sent), &json!(sent)),
+        "{row}"
+    );
+}
+
+#[test]
+fn a_second_start_on_the_same_folder_refuses() {
+    let dir = tempdir().unwrap();
+    let server = Server::dev(dir.path());
+    let data = dir.path().display().to_string();
+    let (status, said) = refused(&["--dev", "--data-dir", &data]);
+    assert_eq!(status, Some(3), "{said}");
+    assert!(said.contains(&data), "names the folder: {said}");
+    assert_eq!(server.admin_get("/readyz").status, 200);
+}
+
+#[test]
+fn a_broken_configuration_refuses_with_its_line() {
+    let dir = tempdir().unwrap();
+    let path = dir.path().join("tidegate.toml");
+    std::fs::write(&path, "[log]\npartitions = 1\nsegment = 3\n").unwrap();
+    let (status, said) = refused(&["--config", &path.display().to_string()]);
+    assert_eq!(status, Some(3), "{said}");
+    assert!(said.contains("line 3"), "{said}");
+}
+
+#[test]
+fn sigterm_finishes_what_was_taken_and_exits_0() {
+    let dir = tempdir().unwrap();
+    let server = Server::dev(dir.path());
+    assert_eq!(server.post("/v1/events", KEY, NDJSON, &lines(100, "term")).status, 200);
+    assert_eq!(server.terminate(), Some(0));
+    assert_eq!(
+        files(&dir.path().join("lake/events"), ".parquet").len(),
+        1,
+        "flushed before it ended"
+    );
+    let server = Server::dev(dir.path());
+    let audit = audit(&server);
+    assert_eq!(row(&audit, "term")["sinks"]["lake"]["stored"], 100, "{audit:#}");
+}
+
+#[test]
+fn dead_letters_heal_when_the_schema_is_mended() {
+    let dir = tempdir().unwrap();
+    let schemas = dir.path().join("schemas");
+    std::fs::create_dir_all(&schemas).unwrap();
+    let schema = |version: u32, maximum: u32| {
+        let n = json!({"type": "integer", "maximum": maximum});
+        json!({"type": "object", "x-version": version, "properties": {"n": n}}).to_string()
+    };
+    std::fs::write(schemas.join("order.json"), schema(1, 10)).unwrap();
+    let url = dir.path().join("lake").display().to_string();
+    let config = format!(
+        "[schemas]\ndir = {schemas:?}\n[[sink]]\nname = \"lake\"\nkind = \"lake\"\nurl = {url:?}\nflush = {{ age = \"200ms\" }}\n"
+    );
+    let server = Server::configured(dir.path(), &config);
+    let added = server.admin_post("/api/v1/tenants", &json!({"tenant": "acme"})).json();
+    let key = added["key"].as_str().unwrap_or_else(|| panic!("{added}"));
+    let body = b"{\"event_type\":\"order\",\"event_id\":\"o1\",\"n\":50}";
+    let answer = server.post("/v1/events", key, "application/json", body).json();
+    assert_eq!(answer["dead_lettered"], 1, "{answer}");
+    let listed = server.admin_get("/api/v1/dead-letters").json();
+    assert_eq!(listed["dead_letters"][0]["code"], "schema_violation", "{listed}");
+    assert_eq!(listed["dead_letters"][0]["redriven"], false, "{listed}");
+    let shown = server.admin_get("/api/v1/dead-letters/0/0").json();
+    assert_eq!(shown["raw"], std::str::from_utf8(body).unwrap());
+
+    std::fs::write(schemas.join("order.json"), schema(2, 100)).unwrap();
+    let reloaded = server.admin_post("/api/v1/reload", &json!({}));
+    assert_eq!((reloaded.status, &reloaded.json()["generation"]), (200, &json!(2)), "{reloaded:?}");
+    let redrive =
+        || server.admin_post("/api/v1/dead-letters/redrive", &json!({"event_type": "order"}));
+    let first = redrive().json();
+    assert_eq!((&first["matched"], &first["accepted"]), (&json!(1), &json!(1)), "{first}");
+    let second = redrive().json();
+    assert_eq!((&second["accepted"], &second["skipped"]), (&json!(0), &json!(1)), "{second}");
+    server.settle();
+    let audit = audit(&server);
+    assert_eq!(audit["balanced"], true, "{audit:#}");
+    assert_eq!(row(&audit, "order")["accepted"], 1);
+}
+
+#[test]
+fn a_broken_reload_changes_nothing() {
+    let dir = tempdir().unwrap();
+    let schemas = dir.path().join("schemas");
+    std::fs::create_dir_all(&schemas).unwrap();
+    let good = json!({"type": "object", "x-version": 1, "properties": {"n": {"type": "integer"}}});
+    std::fs::write(schemas.join("a.json"), good.to_string()).unwrap();
+    let server = Server::configured(dir.path(), &format!("[schemas]\ndir = {schemas:?}\n"));
+    std::fs::write(schemas.join("b.json"), "{\"type\": \"object\"").unwrap();
+    let refused = server.admin_post("/api/v1/reload", &json!({}));
+    assert_eq!(refused.status, 422, "{refused:?}");
+    assert!(refused.json()["errors"][0].as_str().unwrap().contains("b.json"), "{refused:?}");
+    let listed = server.admin_get("/api/v1/schemas").json();
+    assert_eq!(listed["schemas"].as_array().unwrap().len(), 1, "{listed}");
+    // The same content version with other content is refused too.
+    std::fs::remove_file(schemas.join("b.json")).unwrap();
+    let changed =
+        json!({"type": "object", "x-version": 1, "properties": {"n": {"type": "string"}}});
+    std::fs::write(schemas.join("a.json"), changed.to_string()).unwrap();
+    assert_eq!(server.admin_post("/api/v1/reload", &json!({})).status, 422);
+}
+
+#[test]
+fn status_metrics_and_configuration_can_be_read() {
+    let dir = tempdir().unwrap();
+    let server = Server::dev(dir.path());
+    assert_eq!(server.post("/v1/events", KEY, NDJSON, &lines(3, "seen")).status, 200);
+    let status = server.admin_get("/api/v1/status").json();
+    assert_eq!(status["ready"], true, "{status:#}");
+    let names: Vec<_> = status["stages"].as_array().unwrap().iter().map(|s| &s["name"]).collect();
+    assert_eq!(names, ["edge", "writer"], "{status:#}");
+    assert_eq!(status["sinks"][0]["name"], "lake", "{status:#}");
+    wait_for("metrics", || {
+        let text = server.admin_get("/metrics").body;
+        text.contains("tidegate_books_difference_events 0")
+            && text.contains("tidegate_books_events{outcome=\"accepted\",tenant=\"dev\"} 3")
+    });
+    assert_eq!(server.admin_get("/api/v1/config").json()["log"]["partitions"], 1);
+    assert_eq!(server.admin_get("/api/v1/nothing").status, 404);
+}
