@@ -33,7 +33,7 @@ def test_an_event_of_the_sdk_comes_back(server, encode):
     assert answer.status_code == 200 and answer.json()["accepted"] == 1, answer.text
     server.settle()
     [row] = server.rows("com.example.order")
-    assert row["event_id"] == "order-1", "the CloudEvent's id is the event's id"
+    assert row["event_id"] == "/shop/1 order-1", "source and id together identify a CloudEvent, and so the event"
     assert row["event_time"] == TIME, "the CloudEvent's time is the event's time"
     custom = exact(row["custom"])
     found = custom.get("data", custom)

@@ -64,7 +64,10 @@ def test_fifty_kills_in_a_row_lose_nothing_acknowledged_and_double_nothing(make_
         seen = journal_ids(load.journal) if load.journal.exists() else set()
         acknowledged |= seen
         loaded += bool(seen)
-    print(f"{KILLS} kills, {loaded} of them under load, {between} between an intent and its cursor")
+    print(
+        f"{KILLS} kills, {loaded} of them under load, {between} between an intent and its cursor; "
+        f"{len(acknowledged)} events acknowledged"
+    )
     assert loaded >= KILLS * 9 // 10, f"only {loaded} of {KILLS} kills hit a server that had acknowledged something"
     assert between >= CUTS_BETWEEN, f"only {between} kills fell between an intent and its cursor"
 
