@@ -1,4 +1,4 @@
-//! `ingestctl drain`: have the server stop accepting, finish and flush.
+//! `ingestctl drain`: have the server stop accepting, finish, flush and exit.
 
 use clap::Args;
 use serde_json::json;
@@ -8,15 +8,15 @@ use super::{
     fault::{Fault, Verdict},
 };
 
-/// Have the server stop accepting, finish and flush
+/// Have the server stop accepting, finish, flush and exit
 #[derive(Debug, Args)]
 #[command(after_help = "\
 New requests are refused with 503 and the server is no longer ready; what is in flight is finished
-and the sinks are flushed. SIGTERM does the same and exits afterwards.
+and the sinks are flushed; then the server exits, as it does on SIGTERM.
 
 Examples:
   ingestctl drain
-  ingestctl drain && ingestctl status --watch")]
+  ingestctl drain && ingestctl status --watch      until it cannot be reached")]
 pub struct DrainArgs {}
 
 /// Asks for it.
@@ -30,7 +30,7 @@ pub async fn run(_: &DrainArgs, context: &Context) -> Result<Verdict, Fault> {
         context.out.document(&document)?;
     } else {
         context.out.line(&format!(
-            "{} is draining: new requests are refused, what is in flight is finished and flushed",
+            "{} is draining: new requests are refused; it exits once what is in flight is flushed",
             admin.shown()
         ))?;
     }

@@ -121,7 +121,7 @@ pub enum Command {
     Config(config::ConfigArgs),
     /// Have the server read its configuration again: whole or not at all
     Reload(reload::ReloadArgs),
-    /// Have the server stop accepting, finish and flush
+    /// Have the server stop accepting, finish, flush and exit
     Drain(drain::DrainArgs),
     /// Put load on a server and measure what it does
     Load(load::LoadArgs),

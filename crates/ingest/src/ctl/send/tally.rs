@@ -322,10 +322,14 @@ impl Tally {
             out::remark(&format!("{n} not in the journal: the answers do not tell their ids"));
         }
         for (first, last) in &self.unsent {
-            out::remark(&format!("lines {first} to {last} were not sent, or nobody knows"));
+            let lines = match first == last {
+                true => format!("line {first} was"),
+                false => format!("lines {first} to {last} were"),
+            };
+            out::remark(&format!("{lines} not sent, or nobody knows whether it is kept"));
         }
         if !self.input_ended {
-            out::remark(&format!("no line after {} was sent", self.last_line));
+            out::remark(&format!("of what comes after line {} nothing was sent", self.last_line));
         }
         Ok(())
     }

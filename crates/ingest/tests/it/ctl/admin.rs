@@ -4,10 +4,10 @@ use serde_json::{Value, json};
 
 use super::stub::{Stub, answer, ingestctl, ingestctl_with_input, nobody, with_header};
 
-/// Answers each path with its document.
 /// A path and what is answered there.
 type Document = (&'static str, fn() -> Value);
 
+/// Answers each path with its document.
 fn serving(documents: &'static [Document]) -> Stub {
     Stub::start(move |_, asked| {
         let path = asked.line.split([' ', '?']).nth(1).unwrap();
