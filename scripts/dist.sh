@@ -12,8 +12,8 @@ triple=$(rustc -vV | sed -n 's/^host: //p')
 name=tidegate-$version-$triple
 binaries=$target_dir/$profile
 stage=$target_dir/dist/$name
-# The last commit's time where there is one, else a fixed one.
-time=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || echo 1767225600)}
+# 2026-01-01T00:00:00Z, wherever it is packed.
+time=${SOURCE_DATE_EPOCH:-1767225600}
 
 rm -rf "$stage"
 mkdir -p "$stage"/{bin,config,completions,systemd,docs}
