@@ -42,10 +42,14 @@ struct Arguments {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let filter = EnvFilter::try_from_env("TIDEGATE_LOG_LEVEL").unwrap_or_else(|_| "info".into());
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let terminal = std::io::stderr().is_terminal();
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(terminal && std::env::var_os("NO_COLOR").is_none());
     match arguments.log_format.as_deref() {
         Some("json") => lines.json().init(),
-        None if !std::io::stderr().is_terminal() => lines.json().init(),
+        None if !terminal => lines.json().init(),
         _ => lines.with_target(false).init(),
     }
     let options = Options {

@@ -65,13 +65,12 @@ impl Admin {
         self.ask(Method::POST, path, Some(("application/json", body))).await
     }
 
-    /// Posts lines of JSON.
+    /// Posts lines of JSON and returns whatever the answer is.
     ///
     /// # Errors
-    /// As [`Admin::get`].
-    pub async fn post_lines(&self, path: &str, body: Bytes) -> Result<Value, Fault> {
-        let reply = self.ask(Method::POST, path, Some(("application/x-ndjson", body))).await?;
-        self.accepted(path, &reply)
+    /// As [`Admin::try_post`].
+    pub async fn try_post_lines(&self, path: &str, body: Bytes) -> Result<Reply, Fault> {
+        self.ask(Method::POST, path, Some(("application/x-ndjson", body))).await
     }
 
     /// Opens an answer without end. The sender keeps the connection; drop it last.

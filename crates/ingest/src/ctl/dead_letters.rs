@@ -65,7 +65,7 @@ Examples:
     /// Judge dead letters again by the schemas of now; those that are valid are accepted
     #[command(after_help = "\
 A re-drive is a new append, linked to the old one; what was re-driven before is skipped. Say which
-ones by filters, by position, or --all. Without --yes it tells how many there are and asks.
+ones by filters or by position. Without --yes it tells how many there are and asks.
 
 Examples:
   ingestctl dead-letters redrive --tenant acme --code unit_unknown --dry-run
@@ -90,14 +90,11 @@ struct Which {
 #[derive(Debug, Args)]
 struct RedriveArgs {
     /// Which ones, one by one
-    #[arg(value_name = "PARTITION/OFFSET", conflicts_with_all = ["tenant", "event_type", "code", "all"])]
+    #[arg(value_name = "PARTITION/OFFSET", conflicts_with_all = ["tenant", "event_type", "code"])]
     positions: Vec<Position>,
     #[command(flatten)]
     which: Which,
-    /// All there are
-    #[arg(long, conflicts_with_all = ["tenant", "event_type", "code"])]
-    all: bool,
-    /// Only tell what would become of them
+    /// Only tell how many there are
     #[arg(long, conflicts_with = "yes")]
     dry_run: bool,
     /// Do not ask
@@ -274,9 +271,9 @@ async fn show(admin: &Admin, context: &Context, position: Position) -> Result<Ve
 async fn redrive(admin: &Admin, context: &Context, args: &RedriveArgs) -> Result<Verdict, Fault> {
     let Which { tenant, event_type, code } = &args.which;
     let filters = [("tenant", tenant), ("event_type", event_type), ("code", code)];
-    if !args.all && args.positions.is_empty() && filters.iter().all(|(_, value)| value.is_none()) {
+    if args.positions.is_empty() && filters.iter().all(|(_, value)| value.is_none()) {
         return Err(Fault::Usage(
-            "say which dead letters: by --tenant, --event-type or --code, by position, or --all"
+            "say which dead letters: by --tenant, --event-type or --code, or by position"
                 .to_owned(),
         ));
     }
@@ -296,7 +293,7 @@ async fn redrive(admin: &Admin, context: &Context, args: &RedriveArgs) -> Result
     };
     if !args.yes && !args.dry_run {
         let plan: Redriven = admin::shape(&path, &ask(true).await?)?;
-        if plan.matched > 0 && !confirmed(&plan)? {
+        if plan.matched > plan.skipped && !confirmed(&plan)? {
             remark("nothing was re-driven");
             return Ok(Verdict::No);
         }
@@ -307,25 +304,34 @@ async fn redrive(admin: &Admin, context: &Context, args: &RedriveArgs) -> Result
         return Ok(Verdict::Done);
     }
     let done: Redriven = admin::shape(&path, &document)?;
-    context.out.line(&format!(
-        "{} matched; {} {}, {} still invalid, {} skipped",
-        human::things(done.matched, "dead letter", "dead letters"),
-        human::count(done.accepted),
-        if args.dry_run { "would be accepted" } else { "accepted" },
-        human::count(done.dead_lettered),
-        human::count(done.skipped),
-    ))?;
+    context.out.line(&if args.dry_run {
+        done.plan()
+    } else {
+        format!(
+            "{}: {} accepted, {} still invalid, {} re-driven before",
+            human::things(done.matched, "dead letter", "dead letters"),
+            human::count(done.accepted),
+            human::count(done.dead_lettered),
+            human::count(done.skipped),
+        )
+    })?;
     Ok(Verdict::Done)
 }
 
+impl Redriven {
+    /// What a dry run says.
+    fn plan(&self) -> String {
+        format!(
+            "{}: {} to re-drive, {} re-driven before",
+            human::things(self.matched, "dead letter", "dead letters"),
+            human::count(self.matched.saturating_sub(self.skipped)),
+            human::count(self.skipped),
+        )
+    }
+}
+
 fn confirmed(plan: &Redriven) -> Result<bool, Fault> {
-    let found = format!(
-        "{}: {} would be accepted, {} are still invalid, {} would be skipped",
-        human::things(plan.matched, "dead letter", "dead letters"),
-        human::count(plan.accepted),
-        human::count(plan.dead_lettered),
-        human::count(plan.skipped),
-    );
+    let found = plan.plan();
     if !std::io::stdin().is_terminal() {
         return Err(Fault::Usage(format!("{found}; add --yes to re-drive them, or --dry-run")));
     }

@@ -50,6 +50,7 @@ pub struct StatusArgs {
 struct Status {
     ready: bool,
     reasons: Vec<String>,
+    recovery: Vec<String>,
     version: Option<String>,
     generation: Option<u64>,
     uptime_seconds: Option<f64>,
@@ -73,9 +74,18 @@ struct Sink {
     lag_events: u64,
     freshness_seconds: f64,
     backlog_bytes: Option<u64>,
-    quarantined_events: u64,
+    bound_bytes: u64,
+    partitions: Vec<Progress>,
+    held: Vec<Lane>,
+}
+
+/// How a sink does in one partition.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Progress {
+    partition: u32,
+    state: String,
     error: Option<String>,
-    held_lanes: Vec<Lane>,
 }
 
 /// A lane that waits alone.
@@ -84,9 +94,10 @@ struct Sink {
 struct Lane {
     tenant: String,
     event_type: String,
-    reason: String,
-    events: Option<u64>,
-    bytes: Option<u64>,
+    dead: bool,
+    pending_events: u64,
+    pending_bytes: u64,
+    error: String,
 }
 
 /// Asks and shows, once or until interrupted.
@@ -189,19 +200,25 @@ fn rate(per_second: f64) -> String {
 fn sinks(status: &Status) -> Table {
     let mut table = Table::new(&["SINK", ">LAG", ">FRESHNESS", ">BACKLOG", "STATE"]);
     for sink in &status.sinks {
-        let state = match (&sink.error, sink.held_lanes.len(), sink.quarantined_events) {
-            (Some(_), _, _) => "failing".to_owned(),
-            (None, 0, 0) => "ok".to_owned(),
-            (None, 0, n) => format!("{} quarantined", human::count(n)),
-            (None, lanes, _) => {
-                format!("{} held", human::things(lanes as u64, "lane", "lanes"))
-            }
+        let worst = ["stopped", "waiting", "drained"]
+            .iter()
+            .find(|state| sink.partitions.iter().any(|p| p.state == **state));
+        let state = match (worst, sink.held.len()) {
+            (Some(worst), _) => (*worst).to_owned(),
+            (None, 0) => "ok".to_owned(),
+            (None, lanes) => format!("{} held", human::things(lanes as u64, "lane", "lanes")),
         };
         table.row(vec![
             human::safe(&sink.name),
             human::things(sink.lag_events, "event", "events"),
             human::seconds(sink.freshness_seconds),
-            sink.backlog_bytes.map_or("-".to_owned(), human::bytes),
+            match (sink.backlog_bytes, sink.bound_bytes) {
+                (None, _) => "-".to_owned(),
+                (Some(bytes), 0) => human::bytes(bytes),
+                (Some(bytes), bound) => {
+                    format!("{} of {}", human::bytes(bytes), human::bytes(bound))
+                }
+            },
             state,
         ]);
     }
@@ -214,23 +231,28 @@ fn troubles(context: &Context, status: &Status) -> Vec<String> {
     let mut say = |tone, text: String| lines.push(context.out.paint(tone, &text));
     for sink in &status.sinks {
         let name = human::safe(&sink.name);
-        if let Some(error) = &sink.error {
-            say(Tone::Bad, format!("{name}: {}", human::safe(error)));
+        for progress in &sink.partitions {
+            if let Some(error) = &progress.error {
+                let (state, at) = (human::safe(&progress.state), progress.partition);
+                let error = human::safe(error);
+                say(Tone::Bad, format!("{name}: {state} at partition {at}: {error}"));
+            }
         }
-        if sink.quarantined_events > 0 {
-            let n = human::things(sink.quarantined_events, "event is", "events are");
-            say(Tone::Bad, format!("{name}: {n} quarantined"));
+        for lane in &sink.held {
+            let what = if lane.dead { " (dead letters)" } else { "" };
+            let lane_name =
+                format!("{}/{}{what}", human::safe(&lane.tenant), human::safe(&lane.event_type));
+            let held = format!(
+                "{}, {}",
+                human::things(lane.pending_events, "event", "events"),
+                human::bytes(lane.pending_bytes)
+            );
+            let error = human::safe(&lane.error);
+            say(Tone::Warning, format!("{name}: {lane_name} is held ({held}): {error}"));
         }
-        for lane in &sink.held_lanes {
-            let mut held = Vec::new();
-            held.extend(lane.events.map(|n| human::things(n, "event", "events")));
-            held.extend(lane.bytes.map(human::bytes));
-            let held =
-                if held.is_empty() { String::new() } else { format!(" ({})", held.join(", ")) };
-            let (tenant, kind) = (human::safe(&lane.tenant), human::safe(&lane.event_type));
-            let reason = human::safe(&lane.reason);
-            say(Tone::Warning, format!("{name}: {tenant}/{kind} is held{held}: {reason}"));
-        }
+    }
+    for done in &status.recovery {
+        say(Tone::Strong, format!("at the last start: {}", human::safe(done)));
     }
     if !lines.is_empty() {
         lines.insert(0, String::new());

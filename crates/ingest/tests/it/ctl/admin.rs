@@ -29,8 +29,9 @@ const OFFSETS: (&str, fn() -> Value) = (
 fn status_document(ready: bool) -> Value {
     json!({"ready": ready, "reasons": if ready { vec![] } else { vec!["the disk is full"] },
         "stages": [{"name": "writer", "bound_bytes": 1000, "held_bytes": 500, "drain_bytes_per_second": 2048}],
-        "sinks": [{"name": "lake", "lag_events": 7, "freshness_seconds": 1.5, "held_lanes":
-            [{"tenant": "acme", "event_type": "order", "reason": "no \u{1b}[31mspace", "events": 3}]}]})
+        "sinks": [{"name": "lake", "lag_events": 7, "freshness_seconds": 1.5, "held":
+            [{"tenant": "acme", "event_type": "order", "error": "no \u{1b}[31mspace",
+              "pending_events": 3, "pending_bytes": 2048}]}]})
 }
 
 #[test]
@@ -42,7 +43,7 @@ fn status_of_a_ready_server_is_0_and_shows_bars_and_held_lanes() {
         assert!(done.out.contains(part), "{part} in {}", done.out);
     }
     assert!(
-        done.out.contains("lake: acme/order is held (3 events): no \\u{1b}[31mspace"),
+        done.out.contains("lake: acme/order is held (3 events, 2.0 KiB): no \\u{1b}[31mspace"),
         "{}",
         done.out
     );
@@ -154,6 +155,9 @@ fn audit_is_0_when_the_books_balance_and_1_when_not() {
 fn audit_with_a_journal_reports_what_is_missing() {
     let stub = Stub::start(|_, asked| {
         if asked.line.ends_with("/audit/ids") {
+            if asked.body.len() > 2 << 20 {
+                return answer(413, json!({"status": 413}));
+            }
             let lines = asked.lines();
             let missing = asked.body.windows(4).filter(|w| w == b"gone").count();
             return answer(
@@ -166,17 +170,17 @@ fn audit_with_a_journal_reports_what_is_missing() {
     let folder = tempfile::tempdir().unwrap();
     let journal = folder.path().join("journal.ndjson");
     let path = journal.to_str().unwrap();
-    let mut text = "{\"event_type\":\"t\",\"event_id\":\"x\"}\n".repeat(25_000);
+    let mut text = "{\"event_type\":\"t\",\"event_id\":\"x\"}\n".repeat(125_000);
     std::fs::write(&journal, &text).unwrap();
     let done = ingestctl(&stub.url(), &["audit", "--journal", path, "--json"]);
-    assert_eq!((done.status, &done.json()["journal"]["checked"]), (0, &json!(25_000)));
+    assert_eq!((done.status, &done.json()["journal"]["checked"]), (0, &json!(125_000)));
     let posts = stub.asked().iter().filter(|a| a.line.starts_with("POST")).count();
-    assert_eq!(posts, 3, "ids go in pieces");
+    assert!(posts > 2, "ids go in smaller parts to a server that refuses many");
     text.push_str("{\"event_id\":\"gone\"}\n{\"event_id\":\"torn");
     std::fs::write(&journal, &text).unwrap();
     let done = ingestctl(&stub.url(), &["audit", "--journal", path]);
     assert_eq!(done.status, 1);
-    assert!(done.out.contains("25,001 acknowledged events, 1 MISSING\n  gone"), "{}", done.out);
+    assert!(done.out.contains("125,001 acknowledged events, 1 MISSING\n  gone"), "{}", done.out);
     assert!(done.err.contains("last line has no end"), "{}", done.err);
 }
 
@@ -306,7 +310,7 @@ fn redrive_needs_yes_and_says_what_it_would_do() {
     let done = ingestctl(&url, &["dead-letters", "redrive", "--tenant", "acme"]);
     assert_eq!(done.status, 2);
     assert!(
-        done.err.contains("3 dead letters: 2 would be accepted") && done.err.contains("--yes"),
+        done.err.contains("3 dead letters: 3 to re-drive") && done.err.contains("--yes"),
         "{}",
         done.err
     );
@@ -315,7 +319,7 @@ fn redrive_needs_yes_and_says_what_it_would_do() {
     let done = ingestctl(&url, &["dead-letters", "redrive", "0/5", "7", "--yes"]);
     assert_eq!(
         (done.status, done.out.as_str()),
-        (0, "3 dead letters matched; 2 accepted, 1 still invalid, 0 skipped\n")
+        (0, "3 dead letters: 2 accepted, 1 still invalid, 0 re-driven before\n")
     );
     let positions = json!([{"partition": 0, "offset": 5}, {"partition": 0, "offset": 7}]);
     assert_eq!(stub.asked()[1].json(), json!({"offsets": positions, "dry_run": false}));
