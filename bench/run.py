@@ -133,7 +133,7 @@ flush = {{ age = {json.dumps(options.flush_age)} }}
     with open(folder / "ingestd.log", "wb") as log:
         server = subprocess.Popen([binaries / "ingestd", "--config", config], stdout=log, stderr=log)
     try:
-        wait_for("ingestd is ready", lambda: get(f"http://127.0.0.1:{admin}/healthz") or True, 30)
+        wait_for("ingestd is ready", lambda: get(f"http://127.0.0.1:{admin}/readyz")["ready"], 30)
         added = subprocess.run(
             [binaries / "ingestctl", "tenant", "add", "bench", "--json"], env=environment, check=True, capture_output=True
         )

@@ -20,7 +20,7 @@ mkdir -p "$stage"/{bin,config,completions,systemd,docs}
 install -m 0755 "$binaries/ingestd" "$binaries/ingestctl" "$stage/bin/"
 cp -R config/. "$stage/config/"
 cp deploy/tidegate.service "$stage/systemd/"
-cp docs/getting-started.md "$stage/docs/"
+cp docs/*.md "$stage/docs/"
 cp LICENSE README.md CHANGELOG.md "$stage/"
 "$binaries/ingestctl" completions bash >"$stage/completions/ingestctl.bash"
 "$binaries/ingestctl" completions zsh >"$stage/completions/_ingestctl"
