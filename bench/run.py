@@ -84,10 +84,10 @@ class Visible(threading.Thread):
     def percentiles(self):
         """Received to visible over events, in seconds: p50, p95, p99."""
         connection = duckdb.connect()
-        connection.execute("create table seen (filename varchar, seen_at double)")
+        connection.execute("create table seen (filename varchar, visible_at double)")
         connection.executemany("insert into seen values (?, ?)", list(self.seen.items()))
         return connection.execute(
-            "select quantile_cont(seen_at - epoch(received_at), [0.5, 0.95, 0.99]) from"
+            "select quantile_cont(visible_at - epoch(received_at), [0.5, 0.95, 0.99]) from"
             f" read_parquet('{self.root}/**/*.parquet', filename = true, union_by_name = true) join seen using (filename)"
         ).fetchall()[0][0]
 
