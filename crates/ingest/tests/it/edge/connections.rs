@@ -258,3 +258,20 @@ async fn connections_past_the_bound_wait_to_be_accepted() {
     drop(first);
     read_reply(&mut second).await.counts(1, 0, 0);
 }
+
+/// Many clients write a body whole before they read: they get the answer, no reset.
+#[tokio::test]
+async fn a_body_refused_unread_can_be_written_to_its_end() {
+    let server = start().await;
+    let bytes: usize = 20 << 20;
+    let heads = [
+        (server.head(&format!("{JSON}Content-Length: {bytes}\r\n\r\n")), 413),
+        (format!("POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Length: {bytes}\r\n\r\n"), 401),
+    ];
+    for (head, status) in heads {
+        let mut stream = server.connect().await;
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(&vec![b'x'; bytes]).await.unwrap();
+        assert_eq!(read_reply(&mut stream).await.status, status);
+    }
+}
