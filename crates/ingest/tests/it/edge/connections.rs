@@ -223,6 +223,8 @@ async fn draining_finishes_what_is_in_flight_and_refuses_the_rest() {
     open.write_all(request(&server).as_bytes()).await.unwrap();
     let reply = read_reply(&mut open).await;
     assert_eq!(reply.is_shed(ShedReason::Draining).header("connection"), Some("close"));
+    server.json(ONE).await.is_shed(ShedReason::Draining);
+    assert_eq!(server.raw(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n").await.status, 503);
     server.log.gate.add_permits(10);
     let reply = read_reply(&mut busy).await;
     assert_eq!(reply.counts(1, 0, 0).header("connection"), Some("close"));
