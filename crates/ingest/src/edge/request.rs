@@ -169,7 +169,8 @@ async fn respond(
         return Ok(answer);
     }
     let candidates = route(&parts)?;
-    let first = candidates.first().copied();
+    let taker = candidates.iter().find(|protocol| (protocol.takes)(&parts));
+    let first = taker.or(candidates.first()).copied();
     exchange.protocol = first;
     let Some(first) = first else { return Err(nothing_here(&parts)) };
     let caller = authenticate(shared, &parts, first)?;
