@@ -16,6 +16,7 @@ use super::{AdminConfig, Problem};
 pub(super) struct Guard {
     token: Option<String>,
     token_needed: bool,
+    loopback: bool,
     hosts: Vec<String>,
 }
 
@@ -48,7 +49,7 @@ impl Guard {
             SocketAddr::V6(v6) => format!("[{}]", v6.ip()),
         });
         let loopback = address.ip().is_loopback();
-        Self { token_needed: !loopback || token.is_some(), token, hosts }
+        Self { token_needed: !loopback || token.is_some(), token, loopback, hosts }
     }
 
     fn knows(&self, authority: &str) -> bool {
@@ -58,7 +59,8 @@ impl Guard {
         };
         // Off loopback the names by which a network reaches us are not ours to know: there the token
         // is what protects.
-        self.token.is_some() || self.hosts.iter().any(|known| known.eq_ignore_ascii_case(host))
+        let any = !self.loopback && self.token.is_some();
+        any || self.hosts.iter().any(|known| known.eq_ignore_ascii_case(host))
     }
 
     fn refuse(
@@ -172,5 +174,17 @@ mod tests {
         let wrong = ("authorization", "Bearer s3cre");
         assert_eq!(verdict(&closed, "GET", "/api/v1/status", &[named, wrong]), Some(401));
         assert_eq!(verdict(&closed, "GET", "/api/v1/status", &[named]), Some(401));
+    }
+
+    #[test]
+    fn on_loopback_a_token_does_not_open_it_to_foreign_hosts() {
+        let address = "127.0.0.1:8081".parse().unwrap();
+        let guard = Guard::new(&AdminConfig::default(), Some("s3cret".into()), address);
+        let token = ("authorization", "Bearer s3cret");
+        let rebound = ("host", "evil.example");
+        assert_eq!(verdict(&guard, "GET", "/metrics", &[rebound]), Some(421));
+        assert_eq!(verdict(&guard, "GET", "/api/v1/status", &[rebound, token]), Some(421));
+        let local = ("host", "localhost:8081");
+        assert_eq!(verdict(&guard, "GET", "/api/v1/status", &[local, token]), None);
     }
 }

@@ -1,7 +1,7 @@
 //! What the admin side answers when it says no: problem+json (RFC 9457).
 
 use axum::response::{IntoResponse, Response};
-use http::{StatusCode, header};
+use http::{HeaderValue, StatusCode, header};
 use serde_json::{Map, Value, json};
 
 /// One refusal.
@@ -60,6 +60,11 @@ impl IntoResponse for Problem {
             body.extend(self.more);
         }
         let media = [(header::CONTENT_TYPE, "application/problem+json")];
-        (self.status, media, body.to_string()).into_response()
+        let mut answer = (self.status, media, body.to_string()).into_response();
+        if self.status == StatusCode::UNAUTHORIZED {
+            let challenge = HeaderValue::from_static("Bearer realm=\"tidegate\"");
+            answer.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+        }
+        answer
     }
 }

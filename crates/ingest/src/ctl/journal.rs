@@ -109,28 +109,54 @@ impl Pieces {
             }
             self.line += 1;
             let line = piece.get(start..).unwrap_or_default();
-            if !line.ends_with(b"\n") && (read as u64) < LINE_BYTES_MAX {
+            let whole = line.ends_with(b"\n") || LINE_BYTES_MAX <= read as u64;
+            let line = line.trim_ascii();
+            let known = match line.first() {
+                None => Ok(None),
+                Some(b'{') => serde_json::from_slice::<Entry<'_>>(line).map(|_| None),
+                // A plain list of ids.
+                Some(_) => named(line).map(Some),
+            };
+            match known {
                 // Only acknowledged events are written, so half a line loses the check of one event
                 // and proves nothing; it is said, not sent.
-                self.torn = true;
-                piece.truncate(start);
-                break;
-            }
-            if line.trim_ascii().is_empty() {
-                piece.truncate(start);
-                continue;
-            }
-            if let Err(e) = serde_json::from_slice::<Entry<'_>>(line) {
-                return Err(Fault::failed(
-                    format!("{}:{}: no line of a journal: {e}", self.path.display(), self.line),
-                    "give a file that `send --journal` or `load --journal` wrote, or one with \
-                     {\"event_id\":\"…\"} a line",
-                ));
+                Ok(Some(_)) | Err(_) if !whole => {
+                    self.torn = true;
+                    piece.truncate(start);
+                    break;
+                }
+                Ok(_) if line.is_empty() => {
+                    piece.truncate(start);
+                    continue;
+                }
+                Ok(Some(entry)) => {
+                    piece.truncate(start);
+                    piece.extend_from_slice(&entry);
+                }
+                Ok(None) if !whole => piece.push(b'\n'),
+                Ok(None) => {}
+                Err(e) => {
+                    return Err(Fault::failed(
+                        format!("{}:{}: no line of a journal: {e}", self.path.display(), self.line),
+                        "give a file that `send --journal` or `load --journal` wrote, or one with \
+                         {\"event_id\":\"…\"} or just an id a line",
+                    ));
+                }
             }
             lines += 1;
         }
         Ok((!piece.is_empty()).then(|| Bytes::from(piece)))
     }
+}
+
+/// The entry of a line that is an id and nothing else.
+fn named(id: &[u8]) -> serde_json::Result<Vec<u8>> {
+    use serde::de::Error as _;
+    let id = std::str::from_utf8(id).map_err(serde_json::Error::custom)?;
+    let mut entry =
+        serde_json::to_vec(&Entry { tenant: None, event_type: None, event_id: id.into() })?;
+    entry.push(b'\n');
+    Ok(entry)
 }
 
 #[cfg(test)]
@@ -170,6 +196,25 @@ mod tests {
         let mut pieces = Pieces::open(file.path(), 10).unwrap();
         assert_eq!(pieces.read().unwrap().unwrap(), "{\"event_id\":\"a\"}\n".as_bytes());
         assert!(pieces.read().unwrap().is_none());
+        assert!(pieces.was_torn());
+    }
+
+    #[test]
+    fn a_whole_last_line_needs_no_end() {
+        let file = written("{\"event_id\":\"a\"}\n{\"event_id\":\"b\"}");
+        let mut pieces = Pieces::open(file.path(), 10).unwrap();
+        let all = pieces.read().unwrap().unwrap();
+        assert_eq!(all, "{\"event_id\":\"a\"}\n{\"event_id\":\"b\"}\n".as_bytes());
+        assert!(!pieces.was_torn());
+    }
+
+    #[test]
+    fn a_plain_list_of_ids_is_a_journal_too() {
+        let file = written("order-1\r\n\na \"b\"\nhal");
+        let mut pieces = Pieces::open(file.path(), 10).unwrap();
+        let all = pieces.read().unwrap().unwrap();
+        let expected = "{\"event_id\":\"order-1\"}\n{\"event_id\":\"a \\\"b\\\"\"}\n";
+        assert_eq!(all, expected.as_bytes());
         assert!(pieces.was_torn());
     }
 

@@ -197,6 +197,6 @@ fn row(schema: &Schema, raw: &[u8], scratch: &mut ProjectScratch) -> Result<Valu
         row.insert(column.name.clone(), value);
     }
     // As text, as the column holds it: the values exactly as sent.
-    row.insert("custom".to_owned(), json!(projected.custom));
+    row.insert("custom".to_owned(), json!(projected.custom.unwrap_or("{}")));
     Ok(Value::Object(row))
 }

@@ -19,9 +19,10 @@ use tokio::{
 use super::Timeouts;
 
 /// How long, and for how many bytes, a closed connection is read on, so that a client that is still
-/// sending gets to read its answer instead of a reset.
-const LINGER: Duration = Duration::from_secs(1);
-const LINGER_BYTES: usize = 48 << 10;
+/// sending gets to read its answer instead of a reset. Many clients send a body whole before they
+/// read; to throw away twice the usual largest one costs a few milliseconds.
+const LINGER: Duration = Duration::from_secs(2);
+const LINGER_BYTES: usize = 32 << 20;
 
 /// What a connection is waiting for. Times are milliseconds since it began, plus 1; 0: not waiting.
 #[derive(Debug)]
@@ -199,7 +200,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<S> {
             this.linger = Some((Box::pin(sleep(LINGER)), LINGER_BYTES));
         }
         let Some((timer, left)) = &mut this.linger else { return Poll::Ready(Ok(())) };
-        let mut waste = [0; 4096];
+        let mut waste = [0; 16 << 10];
         while !this.ended && *left != 0 {
             if timer.as_mut().poll(cx).is_ready() {
                 break;

@@ -76,8 +76,8 @@ struct Exchange {
 
 /// Answers one request.
 pub(super) async fn serve(shared: Arc<Shared>, request: Request<Incoming>) -> Answer {
-    shared.in_flight.fetch_add(1, Ordering::Relaxed);
-    let _leave = Leave(&shared);
+    // Those that come while draining are refused: the end does not wait for them.
+    let _leave = (!shared.draining.load(Ordering::SeqCst)).then(|| Leave::enter(&shared));
     let started = Instant::now();
     let (parts, body) = request.into_parts();
     let base_id = uuid::Uuid::now_v7();
@@ -107,6 +107,13 @@ pub(super) async fn serve(shared: Arc<Shared>, request: Request<Incoming>) -> An
 }
 
 struct Leave<'a>(&'a Shared);
+
+impl<'a> Leave<'a> {
+    fn enter(shared: &'a Shared) -> Self {
+        shared.in_flight.fetch_add(1, Ordering::Relaxed);
+        Self(shared)
+    }
+}
 
 impl Drop for Leave<'_> {
     fn drop(&mut self) {
@@ -162,7 +169,8 @@ async fn respond(
         return Ok(answer);
     }
     let candidates = route(&parts)?;
-    let first = candidates.first().copied();
+    let taker = candidates.iter().find(|protocol| (protocol.takes)(&parts));
+    let first = taker.or(candidates.first()).copied();
     exchange.protocol = first;
     let Some(first) = first else { return Err(nothing_here(&parts)) };
     let caller = authenticate(shared, &parts, first)?;

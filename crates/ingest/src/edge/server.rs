@@ -103,7 +103,7 @@ pub struct EdgeStats {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Serving,
-    /// No new connections; new requests are answered 503.
+    /// New requests are answered 503, on new connections too.
     Draining,
     /// Connections end after the request they are at.
     Closing,
@@ -130,7 +130,7 @@ const CONNECTION_WINDOW_BYTES: u32 = 512 << 10;
 /// HTTP/1.1: what one connection may hold read ahead.
 const READ_BUFFER_BYTES: usize = 64 << 10;
 
-/// While draining, how long open connections are told so before they are closed.
+/// While draining, how long clients are told so at least before connections are closed.
 const NOTICE: Duration = Duration::from_millis(500);
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
@@ -201,8 +201,8 @@ fn http(limits: &Limits) -> auto::Builder<TokioExecutor> {
 }
 
 impl EdgeHandle {
-    /// Begins the end: no new connections, 503 `draining` for new requests, then [`Edge::serve`]
-    /// returns once what was in flight is answered, at the latest after `edge.timeouts.drain`.
+    /// Begins the end: 503 `draining` for new requests, then [`Edge::serve`] returns once what was
+    /// in flight is answered, at the latest after `edge.timeouts.drain`.
     pub fn drain(&self) {
         self.0.shared.draining.store(true, Ordering::Relaxed);
         self.0.phase.send_if_modified(|phase| {
@@ -269,17 +269,16 @@ impl Edge {
     pub async fn serve(self) {
         let Self { listener, inner, .. } = self;
         let watcher = inner.tls.clone().map(|tls| tokio::spawn(tls.watch()));
-        let mut phase = inner.phase.subscribe();
-        tokio::select! {
-            () = accept(&listener, &inner) => {}
-            () = inner.report() => {}
-            _ = phase.wait_for(|phase| *phase != Phase::Serving) => {}
-        }
+        let deadline = tokio::select! {
+            deadline = inner.drained() => deadline,
+            () = accept(&listener, &inner) => Instant::now(),
+            () = inner.report() => Instant::now(),
+        };
         drop(listener);
         if let Some(watcher) = watcher {
             watcher.abort();
         }
-        inner.end().await;
+        inner.end(deadline).await;
     }
 }
 
@@ -377,17 +376,25 @@ impl Inner {
         }
     }
 
-    /// Draining, from its start to the last connection.
-    async fn end(&self) {
+    /// Waits until draining begins, and then until what was in flight is answered, or for so long
+    /// as it may take. New requests are told meanwhile, on new connections too.
+    async fn drained(&self) -> Instant {
+        let mut phase = self.phase.subscribe();
+        // It fails only without a sender, and that is ours.
+        let _ = phase.wait_for(|phase| *phase != Phase::Serving).await;
         let began = Instant::now();
         let deadline = began + self.shared.timeouts.drain.0;
         let notice = began + NOTICE.min(self.shared.timeouts.drain.0 / 4);
         while Instant::now() < deadline
             && (Instant::now() < notice || self.shared.in_flight.load(Ordering::Relaxed) != 0)
-            && self.connections.load(Ordering::Relaxed) != 0
         {
             sleep(LOOK_AGAIN).await;
         }
+        deadline
+    }
+
+    /// Closes every connection, those that are at work at the deadline.
+    async fn end(&self, deadline: Instant) {
         self.phase.send_replace(Phase::Closing);
         let all_gone = self.slots.acquire_many(self.slots_max);
         if timeout_at(deadline, all_gone).await.is_err() {

@@ -236,7 +236,7 @@ impl<'s> Body<'s> {
                 if let Some(name) = &note.source_name {
                     rest = add_source_name(name, columns, text, rest);
                 }
-                if rest { custom.push_text(text) } else { custom.push_null() }
+                custom.push_text(if rest { text } else { "{}" });
             }
             Self::Dead(columns) => {
                 let [reason, field, message, raw] = &mut **columns;

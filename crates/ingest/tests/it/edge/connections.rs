@@ -223,6 +223,8 @@ async fn draining_finishes_what_is_in_flight_and_refuses_the_rest() {
     open.write_all(request(&server).as_bytes()).await.unwrap();
     let reply = read_reply(&mut open).await;
     assert_eq!(reply.is_shed(ShedReason::Draining).header("connection"), Some("close"));
+    server.json(ONE).await.is_shed(ShedReason::Draining);
+    assert_eq!(server.raw(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n").await.status, 503);
     server.log.gate.add_permits(10);
     let reply = read_reply(&mut busy).await;
     assert_eq!(reply.counts(1, 0, 0).header("connection"), Some("close"));
@@ -257,4 +259,21 @@ async fn connections_past_the_bound_wait_to_be_accepted() {
     assert_eq!(server.handle.stats().connections, 1);
     drop(first);
     read_reply(&mut second).await.counts(1, 0, 0);
+}
+
+/// Many clients write a body whole before they read: they get the answer, no reset.
+#[tokio::test]
+async fn a_body_refused_unread_can_be_written_to_its_end() {
+    let server = start().await;
+    let bytes: usize = 20 << 20;
+    let heads = [
+        (server.head(&format!("{JSON}Content-Length: {bytes}\r\n\r\n")), 413),
+        (format!("POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Length: {bytes}\r\n\r\n"), 401),
+    ];
+    for (head, status) in heads {
+        let mut stream = server.connect().await;
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(&vec![b'x'; bytes]).await.unwrap();
+        assert_eq!(read_reply(&mut stream).await.status, status);
+    }
 }
