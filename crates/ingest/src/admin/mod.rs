@@ -1,7 +1,7 @@
 //! The operators' side: health, metrics, and the JSON that `ingestctl` uses.
 //!
 //! It listens on an address of its own, by default loopback. No web page can reach it: an unknown
-//! `Host`, a foreign `Origin` and a write that is not JSON are refused ([`guard`]).
+//! `Host`, a foreign `Origin` and a write that is not JSON are refused (`guard`).
 
 mod api;
 mod audit;
