@@ -16,6 +16,7 @@ mod tenants;
 use std::{net::SocketAddr, sync::Arc};
 
 use axum::{Router, extract::DefaultBodyLimit, middleware, routing};
+use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 
@@ -57,6 +58,12 @@ pub async fn serve(
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
     let address = listener.local_addr()?;
+    if !address.ip().is_loopback() && pipeline.admin_token.is_none() {
+        tracing::warn!(
+            %address,
+            "the admin address is not loopback and has no admin.token: it answers health and metrics alone"
+        );
+    }
     axum::serve(listener, router(pipeline, address)).with_graceful_shutdown(stop).await
 }
 
@@ -68,6 +75,11 @@ fn router(pipeline: Shared, address: SocketAddr) -> Router {
         .route("/metrics", routing::get(status::metrics))
         .nest("/api/v1", api_routes())
         .fallback(async || Problem::not_found("no such path"))
+        .method_not_allowed_fallback(async || {
+            let detail = "this path does not take this method";
+            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail)
+        })
+        .layer(middleware::map_response(problem::or_problem))
         .layer(middleware::from_fn_with_state(Arc::new(guard), guard::check))
         .with_state(pipeline)
 }

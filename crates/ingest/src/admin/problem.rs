@@ -1,6 +1,9 @@
 //! What the admin side answers when it says no: problem+json (RFC 9457).
 
-use axum::response::{IntoResponse, Response};
+use axum::{
+    body::to_bytes,
+    response::{IntoResponse, Response},
+};
 use http::{HeaderValue, StatusCode, header};
 use serde_json::{Map, Value, json};
 
@@ -67,4 +70,16 @@ impl IntoResponse for Problem {
         }
         answer
     }
+}
+
+/// What the HTTP framework refuses with plain text (a body or a query it cannot read), as a problem.
+pub(super) async fn or_problem(answer: Response) -> Response {
+    let status = answer.status();
+    let plain = answer.headers().get(header::CONTENT_TYPE);
+    let plain = plain.is_some_and(|media| media.as_bytes().starts_with(b"text/plain"));
+    if !plain || !status.is_client_error() {
+        return answer;
+    }
+    let text = to_bytes(answer.into_body(), 16 << 10).await.unwrap_or_default();
+    Problem::new(status, "bad_request", String::from_utf8_lossy(&text)).into_response()
 }

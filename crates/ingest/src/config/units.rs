@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 #[serde(try_from = "NumberOrText", into = "String")]
 pub struct Size(pub u64);
 
-/// A length of time: text such as `"5s"` or `"1h 30m"`.
+/// A length of time: text such as `"5s"` or `"1h 30m"`; a number alone is seconds.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Span(pub Duration);
@@ -97,6 +97,9 @@ impl FromStr for Span {
         let fault = || {
             format!("{text:?} is no length of time; write for instance \"5s\", \"250ms\", \"7d\"")
         };
+        if let Ok(seconds) = text.parse() {
+            return Ok(Self::seconds(seconds));
+        }
         let (days, rest) = match text.strip_suffix('d').map(str::parse::<u64>) {
             Some(Ok(days)) => (days, "0s"),
             _ => (0, text),
@@ -136,5 +139,27 @@ impl fmt::Debug for Span {
 impl From<Span> for String {
     fn from(span: Span) -> Self {
         span.to_string()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lengths_of_time_are_read_with_their_unit_or_as_seconds() {
+        for (text, milliseconds) in [
+            ("250ms", 250),
+            ("5s", 5_000),
+            ("90", 90_000),
+            ("1h 30m", 5_400_000),
+            ("7d", 604_800_000),
+        ] {
+            assert_eq!(text.parse(), Ok(Span(Duration::from_millis(milliseconds))), "{text}");
+        }
+        for text in ["", "s", "-5s", "5x", "1.5"] {
+            assert!(text.parse::<Span>().is_err(), "{text}");
+        }
     }
 }

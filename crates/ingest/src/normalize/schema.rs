@@ -502,10 +502,11 @@ fn no_references(schema: &Value) -> bool {
 }
 
 fn version(root: &Map<String, Value>, faults: &mut Faults) -> Option<i32> {
-    let version = root.get("x-version").and_then(Value::as_i64);
-    let version = version.and_then(|v| i32::try_from(v).ok()).filter(|v| *v >= 1);
+    // A plain JSON Schema is a first version.
+    let Some(version) = root.get("x-version") else { return Some(1) };
+    let version = version.as_i64().and_then(|v| i32::try_from(v).ok()).filter(|v| *v >= 1);
     if version.is_none() {
-        let what = "x-version is missing or no integer from 1 on";
+        let what = "x-version is no integer from 1 on";
         faults.add("/x-version", what, "begin with \"x-version\": 1 and raise it at each change");
     }
     version

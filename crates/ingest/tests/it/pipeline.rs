@@ -247,3 +247,15 @@ fn acknowledged_ids_are_found_also_where_retention_has_passed() {
     );
     assert_eq!(row(&audit, "old")["sinks"]["lake"]["stored"], 1, "{audit:#}");
 }
+
+#[test]
+fn what_the_admin_side_cannot_read_is_refused_with_a_code() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::dev(dir.path());
+    let no_method = server.admin_get("/api/v1/reload");
+    assert_eq!((no_method.status, &no_method.json()["code"]), (405, &json!("method_not_allowed")));
+    let no_field = server.admin_post("/api/v1/tenants", &json!({"name": "acme"}));
+    assert_eq!(no_field.json()["code"], "bad_request", "{no_field:?}");
+    let no_number = server.admin_get("/api/v1/dead-letters?limit=many");
+    assert_eq!((no_number.status, &no_number.json()["code"]), (400, &json!("bad_request")));
+}

@@ -29,7 +29,11 @@ fn of_type(version: i32, ty: &str) -> Value {
 fn all_faults_of_all_files_are_told_at_once() {
     let dir = tempfile::tempdir().unwrap();
     let schemas = dir.path().join("schemas");
-    put(&schemas, "a.json", &json!({"properties": {"custom": {}, "b": {"x-unit": "s"}}}));
+    put(
+        &schemas,
+        "a.json",
+        &json!({"x-version": "1", "properties": {"custom": {}, "b": {"x-unit": "s"}}}),
+    );
     put(&schemas, "b.json", &json!({"x-version": 1, "type": "array"}));
     put(&schemas, "c..d.json", &json!({"x-version": 1}));
     put(&schemas, "E.json", &json!({"x-version": 1, "$ref": "https://example.com/x"}));
@@ -40,7 +44,7 @@ fn all_faults_of_all_files_are_told_at_once() {
     let faults = load(dir.path()).unwrap_err();
     let told: Vec<String> = faults.iter().map(ToString::to_string).collect();
     for part in [
-        "a.json at /x-version: x-version is missing",
+        "a.json at /x-version: x-version is no integer",
         "a.json at /properties/custom: custom is the name of one of Tidegate's own columns",
         "a.json at /properties/b: x-unit at a field that is no number",
         "b.json at /type",
@@ -54,6 +58,17 @@ fn all_faults_of_all_files_are_told_at_once() {
     }
     assert!(!told.iter().any(|t| t.contains("README")));
     assert!(faults.iter().all(|fault| !fault.mend.is_empty()));
+}
+
+#[test]
+fn a_schema_without_a_version_is_the_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let schemas = dir.path().join("schemas");
+    put(&schemas, "a.json", &json!({"properties": {"a": {"type": "string"}}}));
+    assert!(load(dir.path()).is_ok());
+    put(&schemas, "a.json", &json!({"properties": {"a": {"type": "string"}, "b": {}}}));
+    let faults = load(dir.path()).unwrap_err();
+    assert!(faults.iter().any(|fault| fault.mend.contains("raise x-version")), "{faults:?}");
 }
 
 #[test]
