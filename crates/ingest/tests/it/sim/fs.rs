@@ -135,11 +135,11 @@ impl SimFs {
     pub fn reboot(&self) {
         self.kill();
         let mut state = lock(&self.0);
+        let State { world, dice, loud, .. } = &mut *state;
+        world.power_cut(dice);
         if *loud {
             eprintln!("power cut");
         }
-        let State { world, dice, loud, .. } = &mut *state;
-        world.power_cut(dice);
     }
 
     /// Every file and its bytes as they are read now.
