@@ -84,10 +84,10 @@ class Visible(threading.Thread):
     def percentiles(self):
         """Received to visible over events, in seconds: p50, p95, p99."""
         connection = duckdb.connect()
-        connection.execute("create table seen (filename varchar, at double)")
+        connection.execute("create table seen (filename varchar, visible_at double)")
         connection.executemany("insert into seen values (?, ?)", list(self.seen.items()))
         return connection.execute(
-            "select quantile_cont(at - epoch(received_at), [0.5, 0.95, 0.99]) from"
+            "select quantile_cont(visible_at - epoch(received_at), [0.5, 0.95, 0.99]) from"
             f" read_parquet('{self.root}/**/*.parquet', filename = true, union_by_name = true) join seen using (filename)"
         ).fetchall()[0][0]
 
@@ -133,7 +133,7 @@ flush = {{ age = {json.dumps(options.flush_age)} }}
     with open(folder / "ingestd.log", "wb") as log:
         server = subprocess.Popen([binaries / "ingestd", "--config", config], stdout=log, stderr=log)
     try:
-        wait_for("ingestd is ready", lambda: get(f"http://127.0.0.1:{admin}/healthz") or True, 30)
+        wait_for("ingestd is ready", lambda: get(f"http://127.0.0.1:{admin}/readyz")["ready"], 30)
         added = subprocess.run(
             [binaries / "ingestctl", "tenant", "add", "bench", "--json"], env=environment, check=True, capture_output=True
         )

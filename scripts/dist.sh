@@ -12,15 +12,15 @@ triple=$(rustc -vV | sed -n 's/^host: //p')
 name=tidegate-$version-$triple
 binaries=$target_dir/$profile
 stage=$target_dir/dist/$name
-# The last commit's time where there is one, else a fixed one.
-time=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || echo 1767225600)}
+# 2026-01-01T00:00:00Z, wherever it is packed.
+time=${SOURCE_DATE_EPOCH:-1767225600}
 
 rm -rf "$stage"
 mkdir -p "$stage"/{bin,config,completions,systemd,docs}
 install -m 0755 "$binaries/ingestd" "$binaries/ingestctl" "$stage/bin/"
 cp -R config/. "$stage/config/"
 cp deploy/tidegate.service "$stage/systemd/"
-cp docs/getting-started.md "$stage/docs/"
+cp docs/*.md "$stage/docs/"
 cp LICENSE README.md CHANGELOG.md "$stage/"
 "$binaries/ingestctl" completions bash >"$stage/completions/ingestctl.bash"
 "$binaries/ingestctl" completions zsh >"$stage/completions/_ingestctl"

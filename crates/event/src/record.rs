@@ -423,14 +423,18 @@ impl RecordView<'_> {
 /// bits (whose top bit a base leaves clear, so that it never carries), as text.
 #[must_use]
 pub fn generated_id(base_id: &[u8; 16], index: u32) -> String {
+    const DIGITS: [char; 16] =
+        ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f'];
     let id = u128::from_be_bytes(*base_id).wrapping_add(index.into());
-    let hex = format!("{id:032x}");
     let mut text = String::with_capacity(36);
-    for (i, c) in hex.chars().enumerate() {
-        if matches!(i, 8 | 12 | 16 | 20) {
+    for (position, byte) in id.to_be_bytes().into_iter().enumerate() {
+        if matches!(position, 4 | 6 | 8 | 10) {
             text.push('-');
         }
-        text.push(c);
+        // A nibble is below 16: each is found.
+        for nibble in [byte >> 4, byte & 15] {
+            text.extend(DIGITS.get(usize::from(nibble)));
+        }
     }
     text
 }

@@ -5,7 +5,7 @@
 //! ledgers (which stand at or behind those cursors), then the log itself up to the ledgers.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -21,7 +21,7 @@ use super::{
 use crate::{
     pipeline::Pipeline,
     sink::{
-        Counts, Lane,
+        Counts, Lane, SinkConfig,
         lake::{FileFacts, LakeReader},
         source::SourceError,
     },
@@ -281,26 +281,21 @@ fn files(
     pipeline: &Pipeline,
     sinks: &[Counts],
 ) -> Result<BTreeMap<String, BTreeMap<Lane, u64>>, Problem> {
-    let mut lakes = BTreeMap::new();
-    for config in pipeline.config.sink.iter().filter(|config| config.kind == "lake") {
-        let Some(counts) = sinks.iter().find(|counts| counts.sink == config.name) else { continue };
-        let fault = |e: &dyn std::fmt::Display| {
-            Problem::internal(format!("the files of {}: {e}", config.name))
-        };
-        let lake = LakeReader::open(config, &pipeline.config.log.dir, pipeline.runtime.clone())
-            .map_err(|e| fault(&e))?;
+    let mut rows_of = BTreeMap::new();
+    for (name, lake) in lakes(pipeline)? {
+        let Some(counts) = sinks.iter().find(|counts| counts.sink == name) else { continue };
         let passed = |file: &FileFacts| {
             let held = counts.held.get(&(file.partition, file.lane.clone()));
             let cursor = held.or_else(|| counts.cursors.get(&file.partition));
             file.log_id == pipeline.log_id && cursor.is_some_and(|cursor| file.first < *cursor)
         };
         let mut rows = BTreeMap::<Lane, u64>::new();
-        for file in lake.inventory().map_err(|e| fault(&e))?.iter().filter(|f| passed(f)) {
+        for file in lake.inventory().map_err(|e| of_lake(&name, &e))?.iter().filter(|f| passed(f)) {
             *rows.entry(file.lane.clone()).or_default() += file.rows;
         }
-        lakes.insert(config.name.clone(), rows);
+        rows_of.insert(name, rows);
     }
-    Ok(lakes)
+    Ok(rows_of)
 }
 
 #[derive(Deserialize)]
@@ -317,40 +312,88 @@ pub(super) async fn ids(
     body: String,
 ) -> Result<Json<Value>, Problem> {
     let work = move || {
-        let mut wanted = HashSet::new();
+        let mut wanted = Wanted::new();
         for (number, line) in body.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()) {
             let one: Acknowledged = serde_json::from_str(line)
                 .map_err(|e| Problem::bad_request(format!("line {}: {e}", number + 1)))?;
-            wanted.insert((one.tenant, one.event_type, one.event_id));
+            let places = wanted.entry(one.event_id).or_default();
+            let place = (one.tenant, one.event_type);
+            if !places.contains(&place) {
+                places.push(place);
+            }
         }
-        let checked = wanted.len();
-        find_ids(&pipeline, &mut wanted)?;
-        let missing: Vec<&str> =
-            wanted.iter().take(MISSING_SHOWN).map(|(_, _, id)| id.as_str()).collect();
-        Ok(json!({ "checked": checked, "missing": missing, "missing_count": wanted.len() }))
+        let count = |wanted: &Wanted| wanted.values().map(Vec::len).sum::<usize>();
+        let checked = count(&wanted);
+        find_in_log(&pipeline, &mut wanted)?;
+        let trimmed = pipeline.logs.iter().any(|log| Offset(0) < log.earliest());
+        if trimmed && !wanted.is_empty() {
+            find_in_lakes(&pipeline, &mut wanted)?;
+        }
+        let missing: Vec<&String> = wanted.keys().take(MISSING_SHOWN).collect();
+        let missing_count = count(&wanted);
+        Ok(json!({ "checked": checked, "missing": missing, "missing_count": missing_count }))
     };
     let done = tokio::task::spawn_blocking(work).await;
     done.map_err(|e| Problem::internal(e.to_string()))?.map(Json)
 }
 
-type Wanted = HashSet<(Option<String>, Option<String>, String)>;
+/// Each id with the tenants and types it is looked for in, where those are named.
+type Wanted = HashMap<String, Vec<(Option<String>, Option<String>)>>;
 
-fn find_ids(pipeline: &Pipeline, wanted: &mut Wanted) -> Result<(), Problem> {
-    // A journal names tenant and type for all of its ids or for none: the shapes in it are few.
-    let shapes: HashSet<(bool, bool)> =
-        wanted.iter().map(|(t, e, _)| (t.is_some(), e.is_some())).collect();
+fn find_in_log(pipeline: &Pipeline, wanted: &mut Wanted) -> Result<(), Problem> {
     for log in &pipeline.logs {
         scan(log, log.earliest(), log.latest(), |event| {
             let id = event.record.event_id(&event.batch.base_id);
-            for (tenant, event_type) in &shapes {
-                wanted.remove(&(
-                    tenant.then(|| event.batch.tenant.to_owned()),
-                    event_type.then(|| event.record.kind.name.to_owned()),
-                    id.clone().into_owned(),
-                ));
+            if let Some(places) = wanted.get_mut(&*id) {
+                places.retain(|(tenant, kind)| !event.is_of(tenant.as_deref(), kind.as_deref()));
+                if places.is_empty() {
+                    wanted.remove(&*id);
+                }
             }
             Ok(if wanted.is_empty() { Next::Stop } else { Next::Continue })
         })?;
     }
     Ok(())
+}
+
+/// What retention has removed from the log is in the lakes' `event_id` columns.
+fn find_in_lakes(pipeline: &Pipeline, wanted: &mut Wanted) -> Result<(), Problem> {
+    let places: HashSet<_> = wanted.values().flatten().cloned().collect();
+    for (tenant, kind) in places {
+        let place = (tenant, kind);
+        let kind = place.1.as_deref().and_then(|kind| EventType::new(kind).ok());
+        let named = place.0.as_deref().and_then(|tenant| TenantId::new(tenant).ok());
+        let tenants = match &place.0 {
+            Some(_) => named.into_iter().collect(),
+            None => pipeline.tenants.list().iter().map(|t| t.id.clone()).collect::<Vec<_>>(),
+        };
+        let of_place = wanted.iter().filter(|(_, places)| places.contains(&place));
+        let ids: HashSet<String> = of_place.map(|(id, _)| id.clone()).collect();
+        for (name, lake) in lakes(pipeline)? {
+            for tenant in &tenants {
+                let found = lake.find_ids(tenant, kind.as_ref(), &ids);
+                for id in found.map_err(|e| of_lake(&name, &e))? {
+                    if let Some(places) = wanted.get_mut(&id) {
+                        places.retain(|other| *other != place);
+                    }
+                }
+            }
+        }
+        wanted.retain(|_, places| !places.is_empty());
+    }
+    Ok(())
+}
+
+/// Every lake by its sink's name, for reading.
+fn lakes(pipeline: &Pipeline) -> Result<Vec<(String, LakeReader)>, Problem> {
+    let open = |config: &SinkConfig| {
+        LakeReader::open(config, &pipeline.config.log.dir, pipeline.runtime.clone())
+            .map(|lake| (config.name.clone(), lake))
+            .map_err(|e| of_lake(&config.name, &e))
+    };
+    pipeline.config.sink.iter().filter(|config| config.kind == "lake").map(open).collect()
+}
+
+fn of_lake(name: &str, error: &dyn std::fmt::Display) -> Problem {
+    Problem::internal(format!("the files of {name}: {error}"))
 }

@@ -163,7 +163,9 @@ pub(super) async fn show(
 #[derive(Default, Serialize)]
 pub(super) struct Redriven {
     matched: u64,
+    /// Valid now, and appended.
     accepted: u64,
+    /// Not valid by today's schemas either; left as they are.
     dead_lettered: u64,
     /// Re-driven before.
     skipped: u64,
@@ -176,86 +178,89 @@ pub(super) async fn redrive(
     // One at a time: two could each find the same letter not re-driven yet.
     let _one = pipeline.redrives.lock().await;
     let wanted = Arc::new(wanted);
-    let mut result = None::<Redriven>;
-    loop {
+    let mut counts = Redriven::default();
+    let mut from = Some(Place { partition: 0, offset: 0 });
+    while let Some(start) = from {
         let (reading, asked) = (Arc::clone(&pipeline), Arc::clone(&wanted));
-        let gathered = blocking(move || gather(&reading, &asked)).await?;
-        // The first pass has counted all; later ones see what it re-drove as done.
-        let result = result.get_or_insert(gathered.counts);
-        append_all(&pipeline, gathered.letters, result).await?;
-        if !gathered.more {
-            break;
-        }
+        let gathered = blocking(move || gather(&reading, &asked, start)).await?;
+        counts.matched += gathered.matched;
+        counts.skipped += gathered.skipped;
+        append_all(&pipeline, gathered.letters, &mut counts).await?;
+        from = gathered.next;
     }
-    Ok(Json(result.unwrap_or_default()))
+    Ok(Json(counts))
 }
 
 async fn append_all(
     pipeline: &Shared,
     letters: Letters,
-    result: &mut Redriven,
+    counts: &mut Redriven,
 ) -> Result<(), Problem> {
-    for (tenant, letters) in letters {
+    for ((tenant, protocol), letters) in letters {
         let Some(tenant) = pipeline.tenants.get(&tenant) else {
             return Err(Problem::conflict(format!("tenant {tenant} is not configured any more")));
         };
-        let done = redrive::append(pipeline, &tenant, letters)
+        let done = redrive::append(pipeline, &tenant, &protocol, letters)
             .await
             .map_err(|e| Problem::new(http::StatusCode::SERVICE_UNAVAILABLE, "not_appended", e))?;
-        result.accepted += done.accepted;
-        result.dead_lettered += done.dead_lettered;
+        counts.accepted += done.accepted;
+        counts.dead_lettered += done.dead_lettered;
     }
     Ok(())
 }
 
-type Letters = BTreeMap<TenantId, Vec<redrive::Letter>>;
+/// By tenant and the protocol they came by.
+type Letters = BTreeMap<(TenantId, String), Vec<redrive::Letter>>;
 
+/// Letters of one stretch of the log.
 struct Gathered {
-    counts: Redriven,
+    matched: u64,
+    skipped: u64,
     letters: Letters,
-    /// True where the bound on what is held at once was reached before the end.
-    more: bool,
+    /// Where the next stretch begins; `None` at the end.
+    next: Option<Place>,
 }
 
-fn gather(pipeline: &Shared, wanted: &Redrive) -> Result<Gathered, Problem> {
+fn gather(pipeline: &Shared, wanted: &Redrive, from: Place) -> Result<Gathered, Problem> {
     let code = known_code(wanted.code.as_deref())?;
-    if wanted.offsets.is_none()
-        && wanted.tenant.is_none()
-        && wanted.event_type.is_none()
-        && code.is_none()
-    {
+    let (tenant, kind) = (wanted.tenant.as_deref(), wanted.event_type.as_deref());
+    if wanted.offsets.is_none() && tenant.is_none() && kind.is_none() && code.is_none() {
         let detail = "say which: tenant, event_type, code or offsets";
         return Err(Problem::bad_request(detail));
     }
     let places: Option<BTreeSet<Place>> =
         wanted.offsets.as_ref().map(|p| p.iter().copied().collect());
     let done = redriven(&pipeline.logs)?;
-    let mut gathered =
-        Gathered { counts: Redriven::default(), letters: Letters::new(), more: false };
+    let mut gathered = Gathered { matched: 0, skipped: 0, letters: Letters::new(), next: None };
     let mut bytes = 0;
-    for log in &pipeline.logs {
-        scan(log, log.earliest(), log.latest(), |event| {
+    for log in pipeline.logs.iter().filter(|log| from.partition <= log.partition().0) {
+        let start = if log.partition().0 == from.partition { from.offset } else { 0 };
+        scan(log, Offset(start), log.latest(), |event| {
             let place = Place { partition: event.partition.0, offset: event.offset.0 };
             let asked = places.as_ref().is_none_or(|places| places.contains(&place));
-            let (tenant, kind) = (wanted.tenant.as_deref(), wanted.event_type.as_deref());
             if !asked || !is_wanted(event, tenant, kind, code) {
                 return Ok(Next::Continue);
             }
-            gathered.counts.matched += 1;
+            if bytes >= REDRIVE_BYTES {
+                gathered.next = Some(place);
+                return Ok(Next::Stop);
+            }
+            gathered.matched += 1;
             if done.contains(&place) {
-                gathered.counts.skipped += 1;
+                gathered.skipped += 1;
             } else if !wanted.dry_run
                 && let Ok(tenant) = TenantId::new(event.batch.tenant)
             {
-                gathered.more |= bytes >= REDRIVE_BYTES;
-                if !gathered.more {
-                    bytes += event.record.raw.len();
-                    let letter = redrive::Letter::of(event.batch, &event.record, json!(place));
-                    gathered.letters.entry(tenant).or_default().push(letter);
-                }
+                bytes += event.record.raw.len();
+                let letter = redrive::Letter::of(event.batch, &event.record, json!(place));
+                let key = (tenant, event.batch.protocol.to_owned());
+                gathered.letters.entry(key).or_default().push(letter);
             }
             Ok(Next::Continue)
         })?;
+        if gathered.next.is_some() {
+            break;
+        }
     }
     Ok(gathered)
 }

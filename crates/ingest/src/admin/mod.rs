@@ -1,7 +1,7 @@
 //! The operators' side: health, metrics, and the JSON that `ingestctl` uses.
 //!
 //! It listens on an address of its own, by default loopback. No web page can reach it: an unknown
-//! `Host`, a foreign `Origin` and a write that is not JSON are refused ([`guard`]).
+//! `Host`, a foreign `Origin` and a write that is not JSON are refused (`guard`).
 
 mod api;
 mod audit;
@@ -15,7 +15,7 @@ mod tenants;
 
 use std::{net::SocketAddr, sync::Arc};
 
-use axum::{Router, middleware, routing};
+use axum::{Router, extract::DefaultBodyLimit, middleware, routing};
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
@@ -41,6 +41,9 @@ impl Default for AdminConfig {
         Self { listen: "127.0.0.1:8081".to_owned(), token: None }
     }
 }
+
+/// The ids of one question to `audit/ids`: each question reads the whole log.
+const IDS_BYTES_MAX: usize = 64 << 20;
 
 /// What every handler sees.
 type Shared = Arc<Pipeline>;
@@ -86,7 +89,7 @@ fn api_routes() -> Router<Shared> {
         .route("/status", routing::get(status::status))
         .route("/offsets", routing::get(status::offsets))
         .route("/audit", routing::get(audit::audit))
-        .route("/audit/ids", routing::post(audit::ids))
+        .route("/audit/ids", routing::post(audit::ids).layer(DefaultBodyLimit::max(IDS_BYTES_MAX)))
         .route("/tail", routing::get(tail::tail))
         .route("/dead-letters", routing::get(dead_letters::list))
         .route("/dead-letters/redrive", routing::post(dead_letters::redrive))

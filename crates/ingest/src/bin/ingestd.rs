@@ -12,9 +12,10 @@ use tracing_subscriber::EnvFilter;
     version,
     max_term_width = 100,
     after_help = "Examples:
-  ingestd --dev                            try it: tenant `dev`, key `tgk_dev`, data under ./tidegate-data
-  ingestd --config /etc/tidegate.toml      the real thing
-  TIDEGATE_LOG__DIR=/data ingestd --config tidegate.toml    any value by environment
+  ingestd --dev                        try it: tenant `dev`, key `tgk_dev`, ./tidegate-data
+  ingestd --config /etc/tidegate.toml  the real thing
+  TIDEGATE_LOG__DIR=/data ingestd --config tidegate.toml
+                                       any value by environment
 
 Signals: SIGTERM drains and exits 0; SIGHUP reads schemas, tenants and certificate again."
 )]

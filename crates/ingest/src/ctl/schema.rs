@@ -92,7 +92,7 @@ pub(super) struct TestArgs {
     /// Whose events they are, where tenants have schemas of their own
     #[arg(long, value_name = "NAME", default_value = "test", value_parser = tenant_name)]
     pub(super) tenant: String,
-    /// Refuse types without a schema, as [schemas] unknown_types = "refuse" does
+    /// Refuse types without a schema, as `unknown_types = "refuse"` below `[schemas]` does
     #[arg(long)]
     pub(super) refuse_unknown: bool,
     /// Show the row of every accepted event too

@@ -230,10 +230,11 @@ impl EdgeHandle {
         self.0.tls.as_ref().map(|tls| tls.prepare()).transpose()
     }
 
-    /// Takes a pair for the connections to come.
-    pub fn install_tls(&self, pair: Option<rustls::sign::CertifiedKey>) {
-        if let (Some(tls), Some(pair)) = (&self.0.tls, pair) {
-            tls.install(pair);
+    /// Takes a pair for the connections to come; true where its certificate is another one.
+    pub fn install_tls(&self, pair: Option<rustls::sign::CertifiedKey>) -> bool {
+        match (&self.0.tls, pair) {
+            (Some(tls), Some(pair)) => tls.install(pair),
+            _ => false,
         }
     }
 

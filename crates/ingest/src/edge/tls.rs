@@ -92,10 +92,15 @@ impl Tls {
         load(&self.files, &*self.clock)
     }
 
-    /// Takes a pair for the connections to come.
-    pub(super) fn install(&self, pair: CertifiedKey) {
-        self.live.0.store(Arc::new(pair));
-        tracing::info!(cert = %self.files.cert.display(), "certificate loaded");
+    /// Takes a pair for the connections to come; true where its certificate is another one.
+    pub(super) fn install(&self, pair: CertifiedKey) -> bool {
+        let pair = Arc::new(pair);
+        let before = self.live.0.swap(Arc::clone(&pair));
+        let changed = before.cert != pair.cert;
+        if changed {
+            tracing::info!(cert = %self.files.cert.display(), "certificate loaded");
+        }
+        changed
     }
 
     /// Reads the pair again; where it cannot be used, the old one stays.

@@ -125,23 +125,35 @@ impl Log {
     pub fn skip_to(&mut self, to: Offset) -> Result<(), AppendFault> {
         let Some(range) = OffsetRange::new(Offset(self.next), to) else { return Ok(()) };
         self.ready()?;
-        self.abandon();
+        // The next segment names the one before it: whatever lies under the name of the offset that is
+        // left out must be that one, also where it has no frames.
+        self.begin_if_none()?;
+        let Some(last) = self.active.take() else {
+            return Err(AppendFault::Storage(io::Error::other("no segment is open")));
+        };
+        let before = (self.next, self.previous);
+        self.previous = Some(Previous { base: last.base, bytes: last.position });
         self.next = to.0;
-        match self.begin_segment() {
-            Ok(()) => {}
-            Err(Fault::Sync(error)) => return Err(self.poison(error)),
-            Err(Fault::Write(error)) => return Err(AppendFault::Storage(error)),
+        if let Err(fault) = self.begin_if_none() {
+            ((self.next, self.previous), self.active) = (before, Some(last));
+            return Err(fault);
         }
-        let (base, chain, newest) = (to.0, self.chain, self.clock.now());
+        let newest = self.clock.now();
+        let segment = |base, chain| Segment {
+            base,
+            bytes: FRAMES_AT,
+            chain: Some(chain),
+            newest,
+            index: Vec::new(),
+        };
+        let (before, after) = (segment(last.base, last.chain_before), segment(to.0, self.chain));
         self.shared.publish(to.0, |state| {
-            state.segments.push_back(Segment {
-                base,
-                bytes: FRAMES_AT,
-                chain: Some(chain),
-                newest,
-                index: Vec::new(),
-            });
-            state.bytes += FRAMES_AT;
+            let known = state.segments.back().is_some_and(|s| s.base == last.base);
+            for segment in (!known).then_some(before).into_iter().chain([after]) {
+                state.bytes += segment.bytes;
+                state.segments.push_back(segment);
+            }
+            state.earliest = state.segments.front().map_or(0, |first| first.base);
         });
         self.shared.quarantine(range);
         Ok(())
@@ -151,8 +163,12 @@ impl Log {
     /// that a hold needs. Returns how many.
     ///
     /// # Errors
-    /// What the system said; what was not removed stays readable.
+    /// What the system said; what was not removed stays readable. After a failed sync the log takes
+    /// nothing more, as after one of an append.
     pub fn trim(&mut self) -> io::Result<usize> {
+        if self.poisoned {
+            return Err(poisoned());
+        }
         let now = self.clock.now().0;
         let mut removed = 0;
         loop {
@@ -180,10 +196,12 @@ impl Log {
                 state.segments.push_front(segment);
                 return Err(error);
             }
+            // One by one: were a later one durably gone before an earlier one, the log would have a hole.
+            if let Err(error) = self.shared.storage.sync_dir(&self.shared.dir) {
+                self.poisoned = true;
+                return Err(error);
+            }
             removed += 1;
-        }
-        if removed > 0 {
-            self.shared.storage.sync_dir(&self.shared.dir)?;
         }
         Ok(removed)
     }
@@ -208,10 +226,11 @@ impl Log {
     /// Takes the mark of a clean stop away before anything is written.
     fn ready(&mut self) -> Result<(), AppendFault> {
         if self.poisoned {
-            let poisoned = io::Error::other("an earlier sync of this log failed");
-            return Err(AppendFault::Fatal(poisoned));
+            return Err(AppendFault::Fatal(poisoned()));
         }
         if self.marked_clean {
+            // Where the last frame is damaged nothing but the mark says which offsets were given.
+            self.begin_if_none()?;
             Mark::remove(&*self.shared.storage, &self.shared.dir).map_err(AppendFault::Storage)?;
             let synced = self.shared.storage.sync_dir(&self.shared.dir);
             synced.map_err(|error| self.poison(error))?;
@@ -324,6 +343,16 @@ impl Log {
         Ok(())
     }
 
+    fn begin_if_none(&mut self) -> Result<(), AppendFault> {
+        match self.active {
+            Some(_) => Ok(()),
+            None => self.begin_segment().map_err(|fault| match fault {
+                Fault::Sync(error) => self.poison(error),
+                Fault::Write(error) => AppendFault::Storage(error),
+            }),
+        }
+    }
+
     /// Closes the active segment at its last durable frame. One without frames is forgotten: the next
     /// segment has its name and replaces it.
     fn seal(&mut self) {
@@ -347,6 +376,10 @@ impl Log {
         self.poisoned = true;
         AppendFault::Fatal(error)
     }
+}
+
+fn poisoned() -> io::Error {
+    io::Error::other("an earlier sync of this log failed")
 }
 
 fn is_full(error: &io::Error) -> bool {

@@ -92,6 +92,10 @@ pub fn open(
     let lock = storage.lock(&lock_path).map_err(at(&lock_path))?;
     let lock = lock.ok_or_else(|| OpenError::Locked { dir: config.dir.clone() })?;
     let log_id = identify(&*storage, &dir, config.partitions.max(1))?;
+    // What a process that was killed had renamed and not yet synced is seen here: it must stay.
+    for dir in [&dir, &config.dir] {
+        storage.sync_dir(dir).map_err(at(dir))?;
+    }
     let limits = Limits {
         segment_bytes: config.segment_bytes.0,
         retention_bytes: config.retention_bytes.0,

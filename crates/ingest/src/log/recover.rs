@@ -79,6 +79,8 @@ pub(super) fn open_partition(
 ) -> Result<(Log, Recovery), OpenError> {
     let dir = folder.partition_dir(partition);
     let mut listing = listing::list(folder, &dir, partition)?;
+    // The names that are believed from here on stay: a process may have been killed before its sync.
+    folder.storage.sync_dir(&dir).map_err(at(&dir))?;
     let key = listing::find_key(&listing)?;
     let seed = segment::seed(&folder.log_id, &key, partition.0);
     let notes = std::mem::take(&mut listing.notes);
@@ -300,7 +302,10 @@ fn scan(last: &Listed, seed: u32, durable: u64) -> io::Result<Scan> {
     let (end, next) = (kept.position.min(last.bytes).max(FRAMES_AT), kept.offset.max(durable));
     segment.index.retain(|(offset, _)| *offset < next);
     // Behind lost offsets, or a frame that is not all there, nothing can be chained.
-    let broken = kept.offset < next || kept.position > last.bytes;
+    // Behind one whose damage only the mark of a clean stop proves, nothing must be: a new segment's
+    // base says then that its offsets were given.
+    let ends_damaged = quarantined.last().is_some_and(|range| range.to().0 == next);
+    let broken = ends_damaged || kept.offset < next || kept.position > last.bytes;
     let chain_before = chain_before.unwrap_or(0);
     Ok(Scan {
         end,

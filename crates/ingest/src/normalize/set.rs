@@ -83,6 +83,13 @@ impl SchemaSet {
         self.generation
     }
 
+    /// True where both hold the same schemas.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        let what = |e: &SchemaEntry| (e.tenant.clone(), e.event_type.clone(), e.schema.reference());
+        self.entries.iter().map(what).eq(other.entries.iter().map(what))
+    }
+
     /// Every schema, by tenant (common ones first) and type.
     #[must_use]
     pub fn entries(&self) -> &[SchemaEntry] {

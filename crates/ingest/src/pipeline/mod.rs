@@ -188,6 +188,7 @@ impl Pipeline {
         faults.extend(schemas.as_ref().err().into_iter().flatten().map(ToString::to_string));
         // Each tenant is a file of its own that is live once it is written: nothing of them waits
         // for this reload, but what is wrong with one is told here too.
+        let tenants_before = self.tenants.list();
         let tenants = self.tenants.reload();
         faults.extend(tenants.as_ref().err().into_iter().flatten().map(ToString::to_string));
         let tls = self.edge.prepare_tls();
@@ -196,11 +197,19 @@ impl Pipeline {
             tracing::error!(?faults, "reload refused; the generation before stays live");
             return Err(faults);
         };
+        let mut changed = Vec::new();
+        if !self.normalizer.schemas().is_same(&schemas) {
+            changed.push("schemas".to_owned());
+        }
+        if tenants_before != self.tenants.list() {
+            changed.push("tenants".to_owned());
+        }
         self.normalizer.install(schemas);
-        self.edge.install_tls(tls);
+        if self.edge.install_tls(tls) {
+            changed.push("certificate".to_owned());
+        }
         let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
-        let changed = ["schemas", "tenants", "certificate"].map(str::to_owned).to_vec();
-        tracing::info!(generation, ?needs_restart, "reloaded");
+        tracing::info!(generation, ?changed, ?needs_restart, "reloaded");
         Ok(Reloaded { generation, changed, needs_restart })
     }
 }

@@ -1,4 +1,5 @@
-//! Judges dead letters again by today's schemas and appends them as new events linked to the old.
+//! Judges dead letters again by today's schemas; those that are valid now become new events, each
+//! linked to the old one by its note.
 
 use std::sync::Arc;
 
@@ -10,8 +11,7 @@ use tidegate_event::{
 
 use super::Pipeline;
 use crate::{
-    books::Tally,
-    normalize::{Item, ItemTime, JudgeContext, Scratch, Verdict, reserved_in},
+    normalize::{Item, ItemTime, JudgeContext, Judged, Scratch, Verdict, reserved_in},
     tenants::Tenant,
     writer::Append,
 };
@@ -22,7 +22,6 @@ pub struct Letter {
     event_type: Option<String>,
     event_id: String,
     event_time: i64,
-    reserved: bool,
     pii_changed: bool,
     origin: Value,
     /// The fields that a personal-data rule changed when it came in.
@@ -31,9 +30,9 @@ pub struct Letter {
 
 /// What became of them.
 pub struct Outcome {
-    /// Valid now.
+    /// Valid now, and appended.
     pub accepted: u64,
-    /// Dead letters still, for today's reason.
+    /// Not valid now either.
     pub dead_lettered: u64,
 }
 
@@ -48,7 +47,6 @@ impl Letter {
             event_type: named.then(|| record.kind.name.to_owned()),
             event_id: record.event_id(&batch.base_id).into_owned(),
             event_time: record.event_time.0,
-            reserved: reserved_in(batch.protocol),
             pii_changed: record.pii_changed,
             origin,
             pii: note.get("pii").map(strings).unwrap_or_default(),
@@ -56,73 +54,82 @@ impl Letter {
     }
 }
 
+impl Letter {
+    /// What the new event's note says: as judged, and where the event came from.
+    fn note(&self, judged: &Judged<'_>) -> String {
+        let mut note: Map<String, Value> = serde_json::from_str(&judged.note).unwrap_or_default();
+        note.insert("redrive_of".to_owned(), self.origin.clone());
+        if !self.pii.is_empty() {
+            note.insert("pii".to_owned(), self.pii.clone().into());
+        }
+        Value::Object(note).to_string()
+    }
+}
+
 fn strings(value: &Value) -> Vec<String> {
     value.as_array().into_iter().flatten().filter_map(|v| v.as_str().map(str::to_owned)).collect()
 }
 
-/// Appends `letters` as one batch of `tenant`, durably.
+/// Appends those of `letters` that are valid by today's schemas as one batch of `tenant`, durably,
+/// under the protocol they came by. The others are left as they are.
 ///
 /// # Errors
 /// Why the log did not take them; none was appended.
 pub async fn append(
     pipeline: &Arc<Pipeline>,
     tenant: &Arc<Tenant>,
+    protocol: &str,
     letters: Vec<Letter>,
 ) -> Result<Outcome, String> {
     let received_at = pipeline.clock.now();
     let base = base_id(*uuid::Uuid::now_v7().as_bytes());
     let bytes = letters.iter().map(|l| l.raw.len() + 64).sum();
-    let mut batch = BatchEncoder::new(tenant.id.clone(), "redrive", received_at, base, bytes);
+    let mut batch = BatchEncoder::new(tenant.id.clone(), protocol, received_at, base, bytes);
     let mut scratch = Scratch::default();
-    for (index, letter) in (0u32..).zip(&letters) {
+    let reserved = reserved_in(protocol);
+    let mut dead_lettered = 0;
+    for letter in &letters {
         let context = JudgeContext { tenant, received_at, key_types: None };
+        let event_time = match reserved {
+            true => ItemTime::None,
+            false => ItemTime::Micros(letter.event_time),
+        };
         let item = Item {
             raw: &letter.raw,
             event_type: letter.event_type.as_deref(),
             event_id: Some(&letter.event_id),
-            event_time: if letter.reserved {
-                ItemTime::None
-            } else {
-                ItemTime::Micros(letter.event_time)
-            },
-            reserved: letter.reserved,
+            event_time,
+            reserved,
             source_name: None,
             map_names: false,
         };
         let judged = pipeline.normalizer.judge_again(&context, &item, &letter.pii, &mut scratch);
-        let dead = match &judged.verdict {
-            Verdict::Accepted => None,
-            Verdict::DeadLetter(reason) | Verdict::Rejected(reason) => Some(reason.code),
-        };
-        let mut note: Map<String, Value> = serde_json::from_str(&judged.note).unwrap_or_default();
-        note.insert("redrive_of".to_owned(), letter.origin.clone());
-        if !letter.pii.is_empty() {
-            note.insert("pii".to_owned(), letter.pii.clone().into());
+        if judged.verdict != Verdict::Accepted {
+            dead_lettered += 1;
+            continue;
         }
-        let note = Value::Object(note).to_string();
+        let note = letter.note(&judged);
         batch.push(&Record {
-            index,
+            index: batch.count(),
             event_type: &judged.event_type,
             schema: judged.schema,
             client_id: Some(&letter.event_id),
             event_time: judged.event_time,
-            dead,
+            dead: None,
             pii_changed: judged.pii_changed || letter.pii_changed,
             note: &note,
             raw: &judged.raw,
         });
     }
+    let accepted = batch.count().into();
+    if accepted == 0 {
+        return Ok(Outcome { accepted, dead_lettered });
+    }
     let mut batch = batch.finish();
     // These ids are known to the log: the dead letters themselves brought them.
     batch.bypass_dedup = true;
-    let counted =
-        batch.tallies.iter().map(|t| (t.event_type.clone(), t.accepted + t.dead_lettered));
+    let counted = batch.tallies.iter().map(|t| (t.event_type.clone(), t.accepted));
     let entry = pipeline.books.open(&tenant.id, counted.collect());
-    let mut sum = Tally::default();
-    for tally in &batch.tallies {
-        sum.accepted += tally.accepted;
-        sum.dead_lettered += tally.dead_lettered;
-    }
     pipeline.writers.append(batch, entry).await.map_err(|e| e.to_string())?;
-    Ok(Outcome { accepted: sum.accepted, dead_lettered: sum.dead_lettered })
+    Ok(Outcome { accepted, dead_lettered })
 }

@@ -147,7 +147,9 @@ pub fn start_with(
         let dir = parts.data_dir.join("sinks");
         let io =
             |source| SinkStartError::Io { sink: config.name.clone(), path: dir.clone(), source };
-        parts.storage.create_dir_all(&dir).map_err(io)?;
+        // A cursor that is seen here lets retention go on: a power cut must not take it back.
+        let made = parts.storage.create_dir_all(&dir);
+        made.and_then(|()| parts.storage.sync_dir(&dir)).map_err(io)?;
         let path = dir.join(format!("{}-quarantine.jsonl", config.name));
         let quarantine = Arc::new(Quarantine::new(Arc::clone(&parts.storage), path));
         let mut partitions = Vec::new();

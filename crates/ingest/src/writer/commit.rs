@@ -17,7 +17,7 @@ use super::{
 use crate::{
     books::Tally,
     clock::Clock,
-    log::{AppendFault, FrameBody, Log},
+    log::{AppendFault, FrameBody, Hold, Log},
     metrics,
     storage::Storage,
 };
@@ -32,6 +32,8 @@ pub(super) struct Writer {
     pub settings: WriterSettings,
     pub dedup: Dedup,
     pub ledger: Arc<Mutex<Ledger>>,
+    /// Retention never passes what the ledger's file does not count yet.
+    pub hold: Hold,
 }
 
 /// Should the thread ever panic, nobody waits for it in vain.
@@ -174,9 +176,10 @@ impl Writer {
         }
     }
 
-    /// Retention, backlog and ledger; returns when to come again.
+    /// Ledger, retention and backlog; returns when to come again.
     fn keep_house(&mut self) -> Duration {
         let start = Instant::now();
+        self.save_ledger();
         if let Err(error) = self.log.trim() {
             tracing::error!(%error, "old segments of the log cannot be removed");
         }
@@ -185,14 +188,17 @@ impl Writer {
         self.queue.set_backlogged(held > self.settings.backlog_bytes);
         let waiting = self.queue.stats().held_bytes;
         metrics::stage_held_bytes("writer", i64::try_from(waiting).unwrap_or(i64::MAX));
-        self.save_ledger();
         // Housekeeping of many tenants takes at most a fiftieth of the thread's time.
         HOUSEKEEPING.max(start.elapsed() * 50)
     }
 
     fn save_ledger(&self) {
-        if let Err(error) = self.ledger().save(&*self.storage) {
-            tracing::error!(%error, "the ledger cannot be written; it is tried again");
+        let mut ledger = self.ledger();
+        match ledger.save(&*self.storage) {
+            Ok(()) => self.hold.advance(ledger.as_of()),
+            Err(error) => {
+                tracing::error!(%error, "the ledger cannot be written; it is tried again");
+            }
         }
     }
 }

@@ -176,6 +176,8 @@ pub fn start(
     let (mut ledger, found) =
         Ledger::load(&*storage, path, handle.log_id()).map_err(StartError::Ledger)?;
     announce(&handle, &found);
+    let hold = handle.hold("ledger");
+    hold.advance(ledger.as_of());
     if ledger.as_of() > handle.latest() {
         let (as_of, latest) = (ledger.as_of(), handle.latest());
         tracing::error!(%as_of, %latest, "the log ends before what its ledger counted: those events are lost");
@@ -207,6 +209,7 @@ pub fn start(
         settings,
         dedup,
         ledger: counting,
+        hold,
     };
     let thread = std::thread::Builder::new().name(name).spawn(move || writer.run());
     let thread = Mutex::new(Some(thread.map_err(StartError::Thread)?));

@@ -7,5 +7,6 @@ mod ctl;
 mod edge;
 mod pipeline;
 mod server;
+mod sim;
 mod sink;
 mod tidy;

@@ -5,7 +5,7 @@
 use serde_json::{Value, json};
 use tempfile::tempdir;
 
-use crate::server::{Server, files, refused, wait_for};
+use crate::server::{Server, files, refused, request, wait_for};
 
 const KEY: &str = "tgk_dev";
 const NDJSON: &str = "application/x-ndjson";
@@ -212,6 +212,40 @@ fn status_metrics_and_configuration_can_be_read() {
     });
     assert_eq!(server.admin_get("/api/v1/config").json()["log"]["partitions"], 1);
     assert_eq!(server.admin_get("/api/v1/nothing").status, 404);
+}
+
+#[test]
+fn acknowledged_ids_are_found_also_where_retention_has_passed() {
+    let dir = tempdir().unwrap();
+    let url = dir.path().join("lake").display().to_string();
+    let config = format!(
+        "[log]\nsegment_bytes = \"1MiB\"\nretention_bytes = \"1MiB\"\nbacklog_bytes = \"64MiB\"\n[[sink]]\nname = \"lake\"\nkind = \"lake\"\nurl = {url:?}\nflush = {{ age = \"100ms\" }}\n"
+    );
+    let server = Server::configured(dir.path(), &config);
+    let added = server.admin_post("/api/v1/tenants", &json!({"tenant": "acme"})).json();
+    let key = added["key"].as_str().unwrap().to_owned();
+    let first = b"{\"event_type\":\"old\",\"event_id\":\"first\"}";
+    assert_eq!(server.post("/v1/events", &key, "application/json", first).status, 200);
+    let filler = format!("{{\"event_type\":\"new\",\"text\":\"{}\"}}", "x".repeat(500_000));
+    wait_for("the first segment to go", || {
+        let answer = server.post("/v1/events", &key, "application/json", filler.as_bytes());
+        assert_eq!(answer.status, 200, "{answer:?}");
+        server.admin_get("/api/v1/offsets").json()["partitions"][0]["earliest"] != 0
+    });
+    let journal = "{\"event_id\":\"first\"}\n{\"tenant\":\"acme\",\"event_type\":\"old\",\"event_id\":\"first\"}\n{\"event_id\":\"never\"}\n";
+    let headers = [("content-type", "application/x-ndjson")];
+    let path = "/api/v1/audit/ids";
+    let answer = request(server.admin, "POST", path, &headers, journal.as_bytes()).json();
+    assert_eq!(answer["checked"], 3, "{answer}");
+    assert_eq!(answer["missing"], json!(["never"]), "{answer}");
+    server.settle();
+    let audit = audit(&server);
+    assert_eq!(
+        (&audit["balanced"], &audit["log_counted_whole"]),
+        (&json!(true), &json!(false)),
+        "{audit:#}"
+    );
+    assert_eq!(row(&audit, "old")["sinks"]["lake"]["stored"], 1, "{audit:#}");
 }
 
 #[test]

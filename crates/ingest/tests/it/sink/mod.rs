@@ -160,7 +160,7 @@ impl Pipe {
 }
 
 /// The rows of a file as JSON, read by the parquet crate's own record reader.
-fn read_rows(path: &str, bytes: Vec<u8>) -> Vec<serde_json::Value> {
+pub(crate) fn read_rows(path: &str, bytes: Vec<u8>) -> Vec<serde_json::Value> {
     use parquet::file::reader::{FileReader, SerializedFileReader};
     let lines = if path.ends_with(".parquet") {
         let file = SerializedFileReader::new(bytes::Bytes::from(bytes)).unwrap();
@@ -214,7 +214,7 @@ fn eventually(what: &str, mut check: impl FnMut() -> bool) {
 }
 
 /// Version 1 has the column `n`, version 2 also `name`; the rest is `custom`.
-struct TestSchemas;
+pub(crate) struct TestSchemas;
 struct TestSchema(i32);
 
 fn schema(version: i32) -> SchemaRef {

@@ -1,0 +1,236 @@
+//! A lake on a simulated disk, log, cursor and files alike: crashes and power cuts anywhere, until it
+//! has caught up. Each offset is in its lane's files once; a name that was seen has the same bytes for
+//! ever; whoever reads meanwhile finds whole files only.
+
+use std::{
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use tidegate_event::{
+    BatchEncoder, BatchView, Code, EventTime, EventType, SchemaRef, TenantId, record::Record,
+};
+use tidegate_ingest::{
+    clock::{Clock, ManualClock},
+    log::{Codec, Entry, FrameBody, Log, LogConfig},
+    sink::{self, Lane, Sink, SinkConfig, SinkContext, SinkParts, SinkState, Sinks, lake::Lake},
+    storage::Storage,
+};
+
+use super::{
+    MORNING,
+    dice::Dice,
+    entries,
+    fs::{Process, SimFs},
+    open_log, seeds, small_log,
+    store::SimStore,
+};
+use crate::sink::{TestSchemas, read_rows};
+
+type Offsets = BTreeMap<String, Vec<u64>>;
+
+struct Run<'a> {
+    fs: SimFs,
+    dice: Dice,
+    runtime: &'a tokio::runtime::Runtime,
+    /// A real folder, empty: the object store wants one to be opened on.
+    dir: &'a Path,
+    clock: Arc<ManualClock>,
+    log: LogConfig,
+    sink: SinkConfig,
+    /// Every lake file ever seen.
+    seen: BTreeMap<PathBuf, Vec<u8>>,
+}
+
+impl<'a> Run<'a> {
+    fn new(seed: u64, runtime: &'a tokio::runtime::Runtime, dir: &'a Path) -> Self {
+        let mut dice = Dice::new(!seed);
+        let mut log = LogConfig { dir: dir.to_owned(), ..small_log() };
+        log.retention_bytes = tidegate_ingest::config::Size(1 << 30);
+        let (rows, format) = (3 + dice.below(8), ["jsonl", "parquet"][dice.index(2)]);
+        let sink = format!(
+            "name='lake'\nkind='lake'\nflush.rows={rows}\nflush.age='1h'\noptions.format='{format}'"
+        );
+        Self {
+            fs: SimFs::new(seed),
+            dice,
+            runtime,
+            dir,
+            clock: Arc::new(ManualClock::new(MORNING)),
+            log,
+            sink: toml::from_str(&sink).unwrap(),
+            seen: BTreeMap::new(),
+        }
+    }
+
+    fn append(&mut self, log: &mut Log) {
+        let tenant = TenantId::new(["acme", "beta"][self.dice.index(2)]).unwrap();
+        let now = self.clock.now();
+        let mut batch = BatchEncoder::new(tenant, "events", now, [7; 16], 0);
+        for index in 0..=self.dice.below(4) as u32 {
+            let raw = format!("{{\"n\":{}}}", self.dice.below(1_000));
+            batch.push(&Record {
+                index,
+                event_type: &EventType::new(["view", "click"][self.dice.index(2)]).unwrap(),
+                schema: SchemaRef::default(),
+                client_id: None,
+                event_time: EventTime(now.0),
+                dead: self.dice.permille(150).then_some(Code::TypeMismatch),
+                pii_changed: false,
+                note: "",
+                raw: raw.as_bytes(),
+            });
+        }
+        let batch = batch.finish();
+        let frame = FrameBody::prepare(batch.body, batch.count, now, Codec::None).unwrap();
+        drop(log.append(&[frame]));
+        if self.dice.permille(200) {
+            self.clock.advance(3_600_000_000);
+        }
+    }
+
+    fn start(&self, log: &Log, disk: &Process) -> Option<Sinks> {
+        let storage: Arc<dyn Storage> = Arc::new(disk.clone());
+        let context = SinkContext {
+            data_dir: self.dir.to_owned(),
+            storage: Arc::clone(&storage),
+            schemas: Arc::new(TestSchemas),
+            runtime: self.runtime.handle().clone(),
+        };
+        // The first store that is opened is the one that syncs.
+        let syncs = AtomicBool::new(true);
+        let wrap = |_| {
+            let syncs = syncs.swap(false, Ordering::SeqCst);
+            Arc::new(SimStore { disk: disk.clone(), dir: self.lake(), syncs }) as _
+        };
+        let lake: Arc<dyn Sink> = Arc::new(Lake::open(&self.sink, &context, &wrap).ok()?);
+        let parts = SinkParts {
+            logs: vec![Arc::new(log.handle())],
+            schemas: Arc::new(TestSchemas),
+            storage,
+            clock: Arc::<ManualClock>::clone(&self.clock),
+            data_dir: self.dir.to_owned(),
+            backlog_bytes: 1 << 30,
+            runtime: self.runtime.handle().clone(),
+        };
+        sink::start_with(vec![(self.sink.clone(), lake)], &parts).ok()
+    }
+
+    fn lake(&self) -> PathBuf {
+        self.dir.join("lake")
+    }
+
+    /// Some events, then the sink until it is done or struck.
+    fn life(&mut self) {
+        let disk = self.fs.process();
+        let (mut log, _) = open_log(Arc::new(disk.clone()), &self.log, &self.clock).unwrap();
+        if self.dice.permille(200) {
+            self.fs.crash_in(1 + self.dice.below(30), false);
+        }
+        for _ in 0..self.dice.below(8) {
+            self.append(&mut log);
+        }
+        if !self.fs.crashed() {
+            let span = if self.dice.coin() { 40 } else { 400 };
+            self.fs.crash_in(1 + self.dice.below(span), true);
+            let started = catch_unwind(AssertUnwindSafe(|| self.start(&log, &disk)));
+            if let Ok(Some(sinks)) = started {
+                self.runtime.block_on(sinks.drain(Duration::from_secs(20)));
+                sinks.stop();
+            }
+        }
+        if self.dice.permille(300) {
+            self.fs.kill()
+        } else {
+            self.fs.reboot()
+        }
+        self.look();
+    }
+
+    /// What is in the lake now: whole files, and none that changed.
+    fn look(&mut self) -> Offsets {
+        let mut found = Offsets::new();
+        for area in ["events", "dead_letters"] {
+            for (path, bytes) in self.fs.tree(&self.lake().join(area)) {
+                let name = path.strip_prefix(self.lake()).unwrap().to_str().unwrap();
+                let known = self.seen.entry(path.clone()).or_insert_with(|| bytes.clone());
+                assert!(*known == bytes, "{name} has other bytes than it had");
+                let parts: Vec<_> = name.split('/').collect();
+                let lane = format!("{} {} {}", parts[0], parts[1], parts[2]);
+                let rows = read_rows(name, bytes);
+                assert!(!rows.is_empty(), "{name}");
+                let offsets = rows.iter().map(|row| row["log_offset"].as_u64().unwrap());
+                found.entry(lane).or_default().extend(offsets);
+            }
+        }
+        found.values_mut().for_each(|offsets| offsets.sort_unstable());
+        found
+    }
+
+    fn finish(&mut self) {
+        let disk = self.fs.process();
+        let (log, _) = open_log(Arc::new(disk.clone()), &self.log, &self.clock).unwrap();
+        let sinks = self.start(&log, &disk).unwrap();
+        self.runtime.block_on(sinks.drain(Duration::from_secs(20)));
+        sinks.stop();
+        let status = sinks.status().remove(0).partitions.remove(0);
+        assert!(matches!(status.state, SinkState::Drained), "{:?}", status.state);
+        let expected = expected(&log);
+        assert_eq!(self.look(), expected);
+        let counts = sinks.counts().unwrap().remove(0);
+        assert_eq!((counts.lost_in_log, counts.pending.len()), (0, 0));
+        for (lane, counts) in counts.lanes {
+            assert_eq!(counts.stored, expected[&name(&lane)].len() as u64, "{lane}");
+        }
+        assert!(self.fs.tree(&self.lake().join("staging")).is_empty());
+        // And it stays.
+        self.fs.reboot();
+        assert_eq!(self.look(), expected);
+    }
+}
+
+fn name(lane: &Lane) -> String {
+    let area = if lane.dead { "dead_letters" } else { "events" };
+    format!("{area} tenant={} event_type={}", lane.tenant, lane.event_type)
+}
+
+/// What the log says must be there.
+fn expected(log: &Log) -> Offsets {
+    let mut all = Offsets::new();
+    for entry in entries(&log.handle()) {
+        let Entry::Frame(frame) = entry else { panic!("{entry:?}") };
+        let view = BatchView::parse(&frame.body).unwrap();
+        for record in view.records() {
+            let record = record.unwrap();
+            let lane = Lane {
+                tenant: TenantId::new(view.tenant).unwrap(),
+                event_type: EventType::new(view.types[record.type_index].name).unwrap(),
+                dead: record.dead.is_some(),
+            };
+            all.entry(name(&lane)).or_default().push(record.offset(frame.base).0);
+        }
+    }
+    all
+}
+
+#[test]
+fn a_lake_has_each_event_once_after_any_crash() {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(dir.path().join("lake")).unwrap();
+    seeds("lake", 60, |seed| {
+        let mut run = Run::new(seed, &runtime, dir.path());
+        for _ in 0..8 {
+            run.life();
+        }
+        run.finish();
+        run.fs.operations()
+    });
+}
