@@ -13,6 +13,9 @@ use crate::sink::SinkKind;
 /// A file larger than this is no configuration.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
+/// Settings of no section: the only ones whose variables have no `__`.
+const TOP_LEVEL: &[&str] = &["TENANTS_DIR"];
+
 /// Why a configuration cannot be used; nothing of it is.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -86,7 +89,8 @@ pub fn parse(
     let mut overrides: Vec<_> = environment
         .filter_map(|(name, value)| {
             let rest = name.strip_prefix("TIDEGATE_")?;
-            rest.contains("__").then(|| (name.clone(), rest.to_lowercase(), value))
+            (rest.contains("__") || TOP_LEVEL.contains(&rest))
+                .then(|| (name.clone(), rest.to_lowercase(), value))
         })
         .collect();
     if overrides.is_empty() {
@@ -230,11 +234,16 @@ mod tests {
 
     #[test]
     fn the_environment_lies_over_the_file() {
-        let env = [("TIDEGATE_LOG__DIR", "/x/y"), ("TIDEGATE_EDGE__LIMITS__EVENTS", "7")];
+        let env = [
+            ("TIDEGATE_LOG__DIR", "/x/y"),
+            ("TIDEGATE_EDGE__LIMITS__EVENTS", "7"),
+            ("TIDEGATE_TENANTS_DIR", "/t"),
+        ];
         let config = parse_with("[log]\ndir = \"a\"\npartitions = 2", &env).unwrap();
         assert_eq!(config.log.dir, Path::new("/x/y"));
         assert_eq!(config.log.partitions, 2);
         assert_eq!(config.edge.limits.events, 7);
+        assert_eq!(config.tenants_dir.as_deref(), Some(Path::new("/t")));
     }
 
     #[test]
