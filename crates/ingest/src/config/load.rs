@@ -8,9 +8,13 @@ use std::{
 use toml::{Table, Value};
 
 use super::Config;
+use crate::sink::SinkKind;
 
 /// A file larger than this is no configuration.
 const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// Settings of no section: the only ones whose variables have no `__`.
+const TOP_LEVEL: &[&str] = &["TENANTS_DIR"];
 
 /// Why a configuration cannot be used; nothing of it is.
 #[derive(Debug, thiserror::Error)]
@@ -85,7 +89,8 @@ pub fn parse(
     let mut overrides: Vec<_> = environment
         .filter_map(|(name, value)| {
             let rest = name.strip_prefix("TIDEGATE_")?;
-            rest.contains("__").then(|| (name.clone(), rest.to_lowercase(), value))
+            (rest.contains("__") || TOP_LEVEL.contains(&rest))
+                .then(|| (name.clone(), rest.to_lowercase(), value))
         })
         .collect();
     if overrides.is_empty() {
@@ -121,6 +126,15 @@ fn set(table: &mut Table, path: &[&str], value: Value) -> Result<(), String> {
         [last] => {
             table.insert((*last).to_owned(), value);
             Ok(())
+        }
+        [first, index, rest @ ..] if table.get(*first).is_some_and(Value::is_array) => {
+            let items = table.get_mut(*first).and_then(Value::as_array_mut);
+            let item =
+                items.zip(index.parse::<usize>().ok()).and_then(|(items, i)| items.get_mut(i));
+            match item.and_then(Value::as_table_mut) {
+                Some(item) => set(item, rest, value),
+                None => Err(format!("the file has no `{first}` number {index}, counted from 0")),
+            }
         }
         [first, rest @ ..] => {
             let inner = table.entry((*first).to_owned()).or_insert(Value::Table(Table::new()));
@@ -180,6 +194,13 @@ pub fn check(config: &Config) -> Vec<String> {
     for sink in &config.sink {
         let named = tidegate_event::EventType::is_valid(&sink.name);
         need(named, &format!("sink {:?}: a name is letters, digits, '.', '_' and '-'", sink.name));
+        if let Err(fault) = SinkKind::of(sink).and_then(|kind| (kind.check)(&sink.own())) {
+            need(false, &format!("sink {:?}: {fault}", sink.name));
+        }
+    }
+    for (name, listen) in [("edge", &config.edge.listen), ("admin", &config.admin.listen)] {
+        let port = listen.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
+        need(port.is_some(), &format!("{name}.listen: {listen:?} is no HOST:PORT"));
     }
     faults
 }
@@ -213,11 +234,47 @@ mod tests {
 
     #[test]
     fn the_environment_lies_over_the_file() {
-        let env = [("TIDEGATE_LOG__DIR", "/x/y"), ("TIDEGATE_EDGE__LIMITS__EVENTS", "7")];
+        let env = [
+            ("TIDEGATE_LOG__DIR", "/x/y"),
+            ("TIDEGATE_EDGE__LIMITS__EVENTS", "7"),
+            ("TIDEGATE_TENANTS_DIR", "/t"),
+        ];
         let config = parse_with("[log]\ndir = \"a\"\npartitions = 2", &env).unwrap();
         assert_eq!(config.log.dir, Path::new("/x/y"));
         assert_eq!(config.log.partitions, 2);
         assert_eq!(config.edge.limits.events, 7);
+        assert_eq!(config.tenants_dir.as_deref(), Some(Path::new("/t")));
+    }
+
+    #[test]
+    fn the_environment_reaches_into_sinks_by_their_place() {
+        let text =
+            "[[sink]]\nname = \"a\"\nkind = \"lake\"\n[[sink]]\nname = \"b\"\nkind = \"lake\"";
+        let env = [("TIDEGATE_SINK__1__URL", "s3://x"), ("TIDEGATE_SINK__1__FLUSH__AGE", "9s")];
+        let config = parse_with(text, &env).unwrap();
+        assert_eq!((&config.sink[0].url, config.sink[0].flush.age), (&None, None));
+        assert_eq!(config.sink[1].url.as_deref(), Some("s3://x"));
+        assert_eq!(config.sink[1].flush.age, Some(Span::seconds(9)));
+        for name in ["TIDEGATE_SINK__2__URL", "TIDEGATE_SINK__B__URL"] {
+            let fault = parse_with(text, &[(name, "x")]).unwrap_err().to_string();
+            assert!(fault.contains("has no `sink` number"), "{fault}");
+        }
+    }
+
+    #[test]
+    fn what_would_not_start_is_told_before() {
+        for (text, expected) in [
+            ("[[sink]]\nname = \"a\"\nkind = \"ftp\"", "is none of blackhole, lake"),
+            (
+                "[[sink]]\nname = \"a\"\nkind = \"lake\"\noptions = { format = \"csv\" }",
+                "is none of parquet",
+            ),
+            ("[edge]\nlisten = \"here\"", "edge.listen"),
+            ("[admin]\nlisten = \"127.0.0.1:99999\"", "admin.listen"),
+        ] {
+            let faults = check(&parse_with(text, &[]).unwrap());
+            assert!(faults.len() == 1 && faults[0].contains(expected), "{text}: {faults:?}");
+        }
     }
 
     #[test]

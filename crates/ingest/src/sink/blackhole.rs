@@ -2,15 +2,20 @@
 
 use std::sync::Arc;
 
-use super::{LaneRows, Sink, SinkConfigError, SinkKind, WriteError};
+use super::{LaneRows, Sink, SinkConfig, SinkConfigError, SinkKind, WriteError};
 
 pub(super) const KIND: SinkKind = SinkKind {
     name: "blackhole",
-    open: |config, _context| match config.options.keys().next() {
-        Some(key) => Err(SinkConfigError(format!("blackhole has no option {key:?}"))),
-        None => Ok(Arc::new(Blackhole)),
-    },
+    check,
+    open: |config, _context| check(config).map(|()| Arc::new(Blackhole) as Arc<dyn Sink>),
 };
+
+fn check(config: &SinkConfig) -> Result<(), SinkConfigError> {
+    match config.options.keys().next() {
+        Some(key) => Err(SinkConfigError(format!("blackhole has no option {key:?}"))),
+        None => Ok(()),
+    }
+}
 
 struct Blackhole;
 

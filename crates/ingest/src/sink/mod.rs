@@ -50,8 +50,23 @@ pub const SINKS: &[SinkKind] = &[blackhole::KIND, lake::KIND];
 pub struct SinkKind {
     /// As it stands in `kind`.
     pub name: &'static str,
+    /// What is wrong with its configuration, as far as can be told without opening anything.
+    pub check: fn(&SinkConfig) -> Result<(), SinkConfigError>,
     /// Checks its configuration and opens it. Makes no request.
     pub open: OpenSink,
+}
+
+impl SinkKind {
+    /// The kind that a configuration names.
+    ///
+    /// # Errors
+    /// It names none; the message says which there are.
+    pub fn of(config: &SinkConfig) -> Result<&'static Self, SinkConfigError> {
+        SINKS.iter().find(|kind| kind.name == config.kind).ok_or_else(|| {
+            let kinds: Vec<_> = SINKS.iter().map(|kind| kind.name).collect();
+            SinkConfigError(format!("kind {:?} is none of {}", config.kind, kinds.join(", ")))
+        })
+    }
 }
 
 /// Opens one sink.
@@ -146,6 +161,13 @@ pub struct SinkConfig {
 }
 
 impl SinkConfig {
+    /// Without what the runner takes for itself: what is for the sink.
+    pub(crate) fn own(&self) -> Self {
+        let mut own = self.clone();
+        own.options.remove("lane_bytes");
+        own
+    }
+
     /// A lake at `url` with all else as it is by default.
     #[must_use]
     pub fn lake(name: &str, url: &str) -> Self {

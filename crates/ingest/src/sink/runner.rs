@@ -15,7 +15,7 @@ use tidegate_event::{EventType, Offset, Partition, TenantId};
 use tokio::{runtime::Handle, sync::watch};
 
 use super::{
-    Policy, SINKS, Sink, SinkConfig, SinkContext,
+    Policy, Sink, SinkConfig, SinkContext, SinkKind,
     lake::{self, Schemas},
     quarantine::Quarantine,
     rows::{Lane, Lanes},
@@ -125,13 +125,8 @@ pub fn start(configs: &[SinkConfig], parts: &SinkParts) -> Result<Sinks, SinkSta
     let mut opened = Vec::new();
     for config in configs {
         let fault = |cause: String| SinkStartError::Config { sink: config.name.clone(), cause };
-        let kind = SINKS.iter().find(|kind| kind.name == config.kind).ok_or_else(|| {
-            let kinds: Vec<_> = SINKS.iter().map(|kind| kind.name).collect();
-            fault(format!("kind {:?} is none of {}", config.kind, kinds.join(", ")))
-        })?;
-        let mut own = config.clone();
-        own.options.remove("lane_bytes");
-        let sink = (kind.open)(&own, &context).map_err(|e| fault(e.to_string()))?;
+        let kind = SinkKind::of(config).map_err(|e| fault(e.to_string()))?;
+        let sink = (kind.open)(&config.own(), &context).map_err(|e| fault(e.to_string()))?;
         opened.push((config.clone(), sink));
     }
     start_with(opened, parts)

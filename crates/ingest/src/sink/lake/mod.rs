@@ -34,6 +34,7 @@ use table::FilePlan;
 
 pub(super) const KIND: SinkKind = SinkKind {
     name: "lake",
+    check: |config| Options::read(config).map(|_| ()),
     open: |config, context| Ok(Arc::new(Lake::open(config, context, &|store| store)?)),
 };
 
