@@ -104,7 +104,7 @@ fn configured(options: &Options) -> Result<Config, StartError> {
 /// not stop well.
 pub async fn run(options: Options) -> Result<(), StartError> {
     let config = configured(&options)?;
-    let admin_listener = bind(&config.admin.listen, "admin.listen").await?;
+    let admin_listen = config.admin.listen.clone();
     let loopback = is_loopback(&config.edge.listen).await;
     let dev_key = options.dev.then(|| if loopback { DEV_KEY.to_owned() } else { random_key() });
     let building = Building { config, options, dev_key: dev_key.clone() };
@@ -112,6 +112,8 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     // Recovery reads files and may take a while: not on a thread that serves.
     let built = tokio::task::spawn_blocking(move || building.build(runtime)).await;
     let built = built.map_err(part("start"))??;
+    // Only now: what a second start on the same folder is told is that the folder is in use.
+    let admin_listener = bind(&admin_listen, "admin.listen").await?;
     let (pipeline, edge) = built.listen().await?;
 
     let admin_address = admin_listener.local_addr().map_err(part("admin.listen"))?;
