@@ -231,7 +231,8 @@ impl Building {
         let queue_bytes = config.budget.bytes.get() / opened.partitions.len().max(1);
         let settings = WriterSettings::new(&config.log, queue_bytes, config.budget.delay.0);
         let mut writers = Vec::new();
-        for log in opened.partitions {
+        for mut log in opened.partitions {
+            leave_out_lost(&mut log, &sinks).map_err(part("log"))?;
             let (books, clock, settings) =
                 (Arc::clone(&books), Arc::clone(&clock), settings.clone());
             writers.push(writer::start(log, books, clock, settings).map_err(part("log"))?);
@@ -253,6 +254,19 @@ impl Building {
             ledger,
         })
     }
+}
+
+/// Should the log end before a sink's cursor, its disk lost what it had said was durable. Those offsets
+/// are never given again: the sink would take new events under them for ones it has written.
+fn leave_out_lost(log: &mut log::Log, sinks: &sink::Sinks) -> Result<(), log::AppendFault> {
+    let (partition, latest) = (log.handle().partition(), log.handle().latest());
+    let own = sinks.cursors().into_iter().filter(|(_, of, _)| *of == partition);
+    let Some((sink, _, cursor)) = own.max_by_key(|(_, _, cursor)| *cursor) else { return Ok(()) };
+    if latest < cursor {
+        tracing::error!(sink, %cursor, %latest, "the log ends before what a sink has written: those events are lost");
+        log.skip_to(cursor)?;
+    }
+    Ok(())
 }
 
 impl Built {

@@ -95,6 +95,30 @@ fn what_was_answered_is_there_after_a_kill() {
     );
 }
 
+/// Scenario: while the server is down the disk damages the last frame, and the ledger that would tell is
+/// gone; the sink has written it.
+#[test]
+fn offsets_that_a_sink_has_written_are_not_given_again() {
+    let dir = tempdir().unwrap();
+    let server = Server::dev(dir.path());
+    assert_eq!(server.post("/v1/events", KEY, NDJSON, &lines(5, "before")).status, 200);
+    server.settle();
+    server.kill();
+    let partition = dir.path().join("log/partition-0");
+    let segment = partition.join(format!("{:020}.seg", 0));
+    let mut bytes = std::fs::read(&segment).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&segment, bytes).unwrap();
+    drop(std::fs::remove_file(partition.join("ledger.json")));
+    let server = Server::dev(dir.path());
+    assert_eq!(server.post("/v1/events", KEY, NDJSON, &lines(5, "behind")).status, 200);
+    server.settle();
+    let offsets = server.admin_get("/api/v1/offsets").json();
+    assert_eq!(offsets["partitions"][0]["latest"], 10, "{offsets}");
+    let audit = audit(&server);
+    assert_eq!(row(&audit, "behind")["sinks"]["lake"]["stored"], 5, "{audit:#}");
+}
+
 #[test]
 fn a_second_start_on_the_same_folder_refuses() {
     let dir = tempdir().unwrap();
