@@ -6,6 +6,7 @@ import time
 from harness import Load, check_nothing_missing, journal_ids, wait_until
 
 OUTAGE_SECONDS = float(os.environ.get("LAKE_OUTAGE_SECONDS", "12"))
+RATE = int(os.environ.get("LAKE_OUTAGE_RATE", "5000"))
 # The stated bound on resident memory with the default configuration.
 RESIDENT_BYTES_MAX = 512 << 20
 
@@ -16,7 +17,7 @@ def test_memory_is_bounded_while_the_lake_is_away_and_it_catches_up_by_itself(ma
     acknowledged becomes visible without anybody's help."""
     server = make_server(flush_age="200ms").start()
     key = server.add_tenant()
-    load = Load(server, key, "outage", rate=5000, batch=100, seconds=OUTAGE_SECONDS + 6, event_bytes=500)
+    load = Load(server, key, "outage", rate=RATE, batch=100, seconds=OUTAGE_SECONDS + 6, event_bytes=500)
     away = server.folder / "lake-away"
     resident = []
     try:

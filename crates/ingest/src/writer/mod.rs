@@ -146,6 +146,20 @@ pub enum StartError {
     Thread(#[source] io::Error),
 }
 
+/// Without its writer a partition answers nobody: better to end, be started anew and recover.
+struct EndOnPanic;
+
+impl Drop for EndOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            tracing::error!(
+                "a writer's thread panicked; the process ends, the next start recovers"
+            );
+            std::process::abort();
+        }
+    }
+}
+
 /// One partition's writer. Dropping the last clone closes it.
 #[derive(Clone)]
 pub struct WriterHandle(Arc<Running>);
@@ -211,7 +225,10 @@ pub fn start(
         ledger: counting,
         hold,
     };
-    let thread = std::thread::Builder::new().name(name).spawn(move || writer.run());
+    let thread = std::thread::Builder::new().name(name).spawn(move || {
+        let _ends_the_process = EndOnPanic;
+        writer.run();
+    });
     let thread = Mutex::new(Some(thread.map_err(StartError::Thread)?));
     Ok(WriterHandle(Arc::new(Running { queue, log: handle, codec, keyring, ledger, thread })))
 }
