@@ -60,6 +60,10 @@ pub struct Counts {
     pub lost_in_log: u64,
 }
 
+fn seconds<S: serde::Serializer>(span: &Duration, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_f64(span.as_secs_f64())
+}
+
 /// How a sink does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "state")]
@@ -71,6 +75,7 @@ pub enum SinkState {
         /// The destination's own words.
         error: String,
         /// Until the next attempt.
+        #[serde(rename = "retry_in_seconds", serialize_with = "seconds")]
         retry_in: Duration,
     },
     /// It must not go on: a human must look.
@@ -99,6 +104,7 @@ pub struct HeldLane {
     /// Why it waits.
     pub error: String,
     /// Until the next attempt.
+    #[serde(rename = "retry_in_seconds", serialize_with = "seconds")]
     pub retry_in: Duration,
 }
 
