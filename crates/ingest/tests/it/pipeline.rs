@@ -2,6 +2,8 @@
 //!
 //! What the readers of the lake see is proved by tests/e2e with the readers themselves.
 
+use std::io::Write;
+
 use serde_json::{Value, json};
 use tempfile::tempdir;
 
@@ -282,4 +284,66 @@ fn what_the_admin_side_cannot_read_is_refused_with_a_code() {
     assert_eq!(no_field.json()["code"], "bad_request", "{no_field:?}");
     let no_number = server.admin_get("/api/v1/dead-letters?limit=many");
     assert_eq!((no_number.status, &no_number.json()["code"]), (400, &json!("bad_request")));
+}
+
+#[test]
+fn a_tenant_whose_lane_is_full_is_told_so_and_its_neighbour_is_not() {
+    let dir = tempdir().unwrap();
+    let lake = dir.path().join("lake");
+    let blocked = lake.join("events/tenant=slow");
+    std::fs::create_dir_all(blocked.parent().unwrap()).unwrap();
+    std::fs::write(&blocked, "no folder").unwrap();
+    let config = format!(
+        "[[sink]]\nname = \"lake\"\nkind = \"lake\"\nurl = {lake:?}\nflush = {{ age = \"50ms\" }}\noptions = {{ lane_bytes = 1 }}\n"
+    );
+    let server = Server::configured(dir.path(), &config);
+    let key = |tenant: &str| {
+        let added = server.admin_post("/api/v1/tenants", &json!({"tenant": tenant})).json();
+        added["key"].as_str().unwrap().to_owned()
+    };
+    let (slow, neighbour) = (key("slow"), key("neighbour"));
+    let send =
+        |key: &str| server.post("/v1/events", key, "application/json", b"{\"event_type\":\"a\"}");
+    assert_eq!(send(&slow).status, 200);
+    wait_for("the lane to be full", || send(&slow).status == 429);
+    assert_eq!(send(&slow).json()["code"], "tenant_lane");
+    assert_eq!(send(&neighbour).status, 200);
+    std::fs::remove_file(&blocked).unwrap();
+    wait_for("the lane to flow again", || send(&slow).status == 200);
+    server.settle();
+    assert_eq!(audit(&server)["balanced"], true);
+}
+
+#[test]
+fn a_body_for_which_no_memory_is_left_is_refused() {
+    let dir = tempdir().unwrap();
+    let config = "[edge.limits]\nbody_bytes = \"1MiB\"\ndecoded_bytes = \"1MiB\"\nevent_bytes = \"1MiB\"\n[budget]\nbytes = \"2MiB\"\n";
+    let server = Server::configured(dir.path(), config);
+    let added = server.admin_post("/api/v1/tenants", &json!({"tenant": "acme"})).json();
+    let key = added["key"].as_str().unwrap();
+    let head = format!(
+        "POST /v1/events HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\ncontent-type: application/json\r\ncontent-length: 1048576\r\n\r\n{{"
+    );
+    let hold = || {
+        let mut stream = std::net::TcpStream::connect(server.public).unwrap();
+        stream.write_all(head.as_bytes()).unwrap();
+        stream
+    };
+    let held = [hold(), hold()];
+    wait_for("two bodies to hold all there is", || {
+        let status = server.admin_get("/api/v1/status").json();
+        status["stages"][0]["held_bytes"] == status["stages"][0]["bound_bytes"]
+    });
+    assert_eq!(server.admin_get("/readyz").status, 503);
+    let body = b"{\"event_type\":\"a\"}";
+    let refused = server.post("/v1/events", key, "application/json", body);
+    assert_eq!(
+        (refused.status, &refused.json()["code"]),
+        (503, &json!("edge_full")),
+        "{refused:?}"
+    );
+    drop(held);
+    wait_for("room again", || {
+        server.post("/v1/events", key, "application/json", body).status == 200
+    });
 }
