@@ -214,14 +214,6 @@ impl EdgeHandle {
         });
     }
 
-    /// Reads certificate and key again; does nothing without TLS. Blocks on two files.
-    ///
-    /// # Errors
-    /// [`TlsError`]: the old pair stays.
-    pub fn reload_tls(&self) -> Result<(), TlsError> {
-        self.0.tls.as_ref().map_or(Ok(()), |tls| tls.reload())
-    }
-
     /// Reads certificate and key again, for [`EdgeHandle::install_tls`]; `None` without TLS.
     ///
     /// # Errors

@@ -199,17 +199,6 @@ impl Normalizer {
         self.set.store(Arc::new(set));
     }
 
-    /// Reads the folder again: whole, or not at all. Returns the generation that is live now.
-    ///
-    /// # Errors
-    /// Every fault of every file; the generation before stays.
-    pub fn reload(&self) -> Result<u64, Vec<SchemaFault>> {
-        let set = self.prepare()?;
-        let generation = set.generation();
-        self.install(set);
-        Ok(generation)
-    }
-
     /// The live generation's schemas.
     #[must_use]
     pub fn schemas(&self) -> Arc<SchemaSet> {

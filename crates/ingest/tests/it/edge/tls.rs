@@ -156,9 +156,9 @@ async fn a_certificate_is_reloaded_under_load_without_a_failed_request() {
         trusted.lock().unwrap().push(certificate.der().clone());
         replace(&dir.path().join("key.pem"), &key.serialize_pem());
         // Half a pair: refused, the old one stays.
-        assert!(matches!(server.handle.reload_tls(), Err(TlsError::Pair(_))));
+        assert!(matches!(server.handle.prepare_tls(), Err(TlsError::Pair(_))));
         replace(&dir.path().join("cert.pem"), &certificate.pem());
-        server.handle.reload_tls().unwrap();
+        server.handle.install_tls(server.handle.prepare_tls().unwrap());
         let before = served.load(Ordering::SeqCst);
         while served.load(Ordering::SeqCst) < before + 8 {
             assert!(clients.iter().all(|client| !client.is_finished()));
@@ -178,11 +178,11 @@ async fn a_pair_that_cannot_be_used_leaves_the_old_one() {
     let first = [write_pair(dir.path(), false)];
     let server = tls_server(dir.path()).await;
     write_pair(dir.path(), true);
-    assert!(matches!(server.handle.reload_tls(), Err(TlsError::Expired(_))));
+    assert!(matches!(server.handle.prepare_tls(), Err(TlsError::Expired(_))));
     replace(&dir.path().join("cert.pem"), "nonsense");
-    assert!(matches!(server.handle.reload_tls(), Err(TlsError::Pem { .. })));
+    assert!(matches!(server.handle.prepare_tls(), Err(TlsError::Pem { .. })));
     std::fs::remove_file(dir.path().join("cert.pem")).unwrap();
-    assert!(matches!(server.handle.reload_tls(), Err(TlsError::Io { .. })));
+    assert!(matches!(server.handle.prepare_tls(), Err(TlsError::Io { .. })));
     connect(&server, &first, &[]).await.unwrap();
 }
 
