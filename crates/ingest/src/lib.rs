@@ -16,6 +16,7 @@ pub mod clock;
 pub mod config;
 pub mod ctl;
 pub mod edge;
+pub mod faults;
 pub mod json;
 pub mod log;
 pub mod metrics;

@@ -11,6 +11,8 @@ use std::{
     sync::Arc,
 };
 
+use crate::faults::{self, Point};
+
 /// One open file.
 pub trait StorageFile: Send + Sync {
     /// Writes some of `buffers` at `offset`, one behind the other; returns how many bytes.
@@ -164,9 +166,12 @@ pub fn replace(storage: &dyn Storage, path: &Path, bytes: &[u8]) -> io::Result<(
     }
     let file = storage.create_new(&temporary)?;
     write_all_at(&*file, &mut [io::IoSlice::new(bytes)], 0)?;
+    faults::at(Point::StateWritten);
     file.sync_data()?;
     drop(file);
+    faults::at(Point::StateSynced);
     storage.rename(&temporary, path)?;
+    faults::at(Point::StateRenamed);
     storage.sync_dir(dir)
 }
 

@@ -40,7 +40,7 @@ struct Arguments {
     log_format: Option<String>,
 }
 
-fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let filter = EnvFilter::try_from_env("TIDEGATE_LOG_LEVEL").unwrap_or_else(|_| "info".into());
     let terminal = std::io::stderr().is_terminal();
@@ -52,6 +52,9 @@ fn main() -> ExitCode {
         Some("json") => lines.json().init(),
         None if !terminal => lines.json().init(),
         _ => lines.with_target(false).init(),
+    }
+    if cfg!(feature = "faults") {
+        tracing::warn!("a build for tests, which may end at any point: not for production");
     }
     let options = Options {
         dev: arguments.dev,

@@ -30,6 +30,7 @@ use super::{
 use crate::{
     books::{Books, Tally},
     clock::Clock,
+    faults::{self, Point},
     metrics,
     shed::{Pressure, ShedReason},
     tenants::{Caller, Tenants},
@@ -189,6 +190,7 @@ async fn respond(
         unreadable(&error)
     })?;
     exchange.unread = false;
+    faults::at(Point::BodyRead);
     let length = bytes.len() as u64;
     if let (None, Some(account)) = (declared, &exchange.account) {
         account.charge_bytes(length);
@@ -389,12 +391,14 @@ async fn settle(
         return Err(nothing.unwrap_or_else(|| Refusal::problem(Problem::BODY_EMPTY, "no event")));
     };
     let kept = u64::from(batch.count);
+    faults::at(Point::Decoded);
     let appended =
         hold(shared.log.append(batch, entry), done.permit).await.map_err(|error| match error {
             AppendError::Full { retry_after } => Refusal::shed(ShedReason::LogFull, retry_after),
             AppendError::Storage => Refusal::shed(ShedReason::Storage, STORAGE_FOR),
             AppendError::Draining => Refusal::shed(ShedReason::Draining, DRAINING_FOR),
         })?;
+    faults::at(Point::BeforeAnswer);
     let outcomes = outcomes(&appended, kept, done.dead, done.rejected, done.errors);
     Ok((protocol.encode)(&Outcomes {
         request_id: exchange.request_id.clone(),

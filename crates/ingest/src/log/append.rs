@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     clock::Clock,
+    faults::{self, Point},
     metrics,
     storage::{LockGuard, StorageFile, write_all_at},
 };
@@ -113,7 +114,9 @@ impl Log {
                 }
             }
         };
+        faults::at(Point::Written);
         self.sync()?;
+        faults::at(Point::Synced);
         Ok(self.publish(written, frames.len()))
     }
 
@@ -196,6 +199,7 @@ impl Log {
                 state.segments.push_front(segment);
                 return Err(error);
             }
+            faults::at(Point::Retention);
             // One by one: were a later one durably gone before an earlier one, the log would have a hole.
             if let Err(error) = self.shared.storage.sync_dir(&self.shared.dir) {
                 self.poisoned = true;
@@ -290,11 +294,17 @@ impl Log {
             buffers.push(io::IoSlice::new(header));
             buffers.push(io::IoSlice::new(&frame.stored));
         }
+        if faults::due(Point::ShortWrite) {
+            let half = buffers.len() / 2;
+            write_all_at(file, buffers.get_mut(..half).unwrap_or_default(), position)?;
+            faults::die();
+        }
         write_all_at(file, &mut buffers, position)
     }
 
     fn sync(&mut self) -> Result<(), AppendFault> {
         let start = Instant::now();
+        faults::die_soon(Point::InSync);
         let synced = self.active.as_ref().map_or(Ok(()), |active| active.file.sync_data());
         metrics::log_sync_seconds(&self.shared.label, start.elapsed().as_secs_f64());
         synced.map_err(|error| self.poison(error))

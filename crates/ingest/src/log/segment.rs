@@ -9,7 +9,10 @@ use std::{
 use bytes::{Buf, BufMut};
 use tidegate_event::ReceivedAt;
 
-use crate::storage::{Storage, StorageFile, write_all_at};
+use crate::{
+    faults::{self, Point},
+    storage::{Storage, StorageFile, write_all_at},
+};
 
 const HEADER_BYTES: usize = 80;
 /// Where the frames begin: behind two copies of the header.
@@ -142,11 +145,19 @@ pub(super) fn install(
     }
     let made = (|| {
         let file = storage.create_new(&temporary).map_err(Fault::Write)?;
-        write_all_at(&*file, &mut [io::IoSlice::new(&header.encode())], 0).map_err(Fault::Write)?;
+        let head = header.encode();
+        if faults::due(Point::SegmentHead) {
+            let half = head.get(..head.len() / 2).unwrap_or_default();
+            write_all_at(&*file, &mut [io::IoSlice::new(half)], 0).map_err(Fault::Write)?;
+            faults::die();
+        }
+        write_all_at(&*file, &mut [io::IoSlice::new(&head)], 0).map_err(Fault::Write)?;
         let bytes = fill(&*file).map_err(Fault::Write)?;
         file.sync_data().map_err(Fault::Sync)?;
         storage.rename(&temporary, &path).map_err(Fault::Write)?;
+        faults::at(Point::SegmentCreated);
         storage.sync_dir(dir).map_err(Fault::Sync)?;
+        faults::at(Point::SegmentNamed);
         Ok((file, bytes))
     })();
     if let (Err(Fault::Write(_)), Err(error)) = (&made, storage.remove(&temporary)) {

@@ -29,7 +29,12 @@ use super::{
     status::{SinkState, Written},
     window::{Cut, Gathered, Gatherer, Window, reread},
 };
-use crate::{clock::Clock, metrics, storage::Storage};
+use crate::{
+    clock::Clock,
+    faults::{self, Point},
+    metrics,
+    storage::Storage,
+};
 
 /// The longest wait before orders are looked at again.
 const TICK: Duration = Duration::from_millis(100);
@@ -168,7 +173,9 @@ impl Worker {
             Ok(Gathered::Window(window)) => {
                 self.shared.board().oldest = window.oldest();
                 let Some(intent) = window.intent() else { return Ok(()) };
+                faults::at(Point::WindowCut);
                 self.commit(|state| state.intent = Some(intent.clone()))?;
+                faults::at(Point::IntentDurable);
                 self.deliver(&window)?;
                 self.step_held().map(drop)
             }
@@ -245,6 +252,9 @@ impl Worker {
         let mut waiting: BTreeMap<Lane, (u64, u64)> = BTreeMap::new();
         let mut expired = false;
         for (lane, rows) in rows {
+            if !outcomes.is_empty() {
+                faults::at(Point::HalfDelivered);
+            }
             let count = rows.len() as u64;
             if self.shared.board().state.held(&lane).is_some() {
                 waiting.insert(lane, (count, rows.iter().map(Row::bytes).sum()));
@@ -281,6 +291,7 @@ impl Worker {
             let (offset, events) = (bad.base.0, bad.count);
             tracing::error!(offset, events, error = %bad.error, "a frame of the log is no batch");
         }
+        faults::at(Point::Delivered);
         self.finish(window, unread, &outcomes, newly_held, &waiting)
     }
 

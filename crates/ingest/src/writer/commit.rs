@@ -17,6 +17,7 @@ use super::{
 use crate::{
     books::Tally,
     clock::Clock,
+    faults::{self, Point},
     log::{AppendFault, FrameBody, Hold, Log},
     metrics,
     storage::Storage,
@@ -88,6 +89,7 @@ impl Writer {
             jobs.into_iter().map(|job| self.drop_known(job, &mut remembered)).collect();
         let frames: Result<Vec<FrameBody>, _> =
             passes.iter().filter_map(|pass| pass.frame(&self.settings)).collect();
+        faults::at(Point::InGroup);
         let appended = match frames {
             Ok(frames) => self.log.append(&frames).map(|bases| (bases, frames)),
             Err(fault) => Err(AppendFault::Storage(std::io::Error::other(fault))),

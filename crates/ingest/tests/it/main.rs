@@ -9,4 +9,5 @@ mod pipeline;
 mod server;
 mod sim;
 mod sink;
+mod tally;
 mod tidy;

@@ -20,7 +20,10 @@ use object_store::{
 };
 use tokio::runtime::Handle;
 
-use crate::storage::Storage;
+use crate::{
+    faults::{self, Point},
+    storage::Storage,
+};
 
 /// What became of a file that was to be put.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -182,6 +185,7 @@ impl LakeStore {
             }
         };
         if created {
+            faults::at(Point::FileNamed);
             return Ok(Put::Done);
         }
         let there = self.get(path)?;
@@ -213,24 +217,34 @@ impl LakeStore {
         let name = path.filename().unwrap_or(PROBE);
         let staged = Path::from_iter([STAGING, name]);
         local.make_folders(path)?;
-        self.runtime
-            .block_on(self.objects.put_opts(&staged, bytes.into(), PutMode::Overwrite.into()))
-            .map_err(|e| e.to_string())?;
+        if faults::due(Point::HalfFile) {
+            let half = bytes.slice(..bytes.len() / 2);
+            self.stage(&staged, half)?;
+            faults::die();
+        }
+        self.stage(&staged, bytes)?;
         let file = local.dir.join(STAGING).join(name);
         let synced = local.storage.open(&file).and_then(|file| file.sync_data());
         let linked = synced.map_err(|e| e.to_string()).and_then(|()| {
+            faults::at(Point::FileStaged);
             match self.runtime.block_on(local.durable.copy_if_not_exists(&staged, path)) {
                 Ok(()) => Ok(true),
                 Err(object_store::Error::AlreadyExists { .. }) => Ok(false),
                 Err(error) => Err(error.to_string()),
             }
         });
+        faults::at(Point::Orphan);
         // Its name need not be durably gone: what is left in `staging/` is removed at the next start.
         let removed = self.runtime.block_on(self.objects.delete(&staged));
         if let (Ok(_), Err(error)) = (&linked, removed) {
             tracing::warn!(path = %file.display(), %error, "a staged file could not be removed");
         }
         linked
+    }
+
+    fn stage(&self, at: &Path, bytes: Bytes) -> Result<(), String> {
+        let put = self.objects.put_opts(at, bytes.into(), PutMode::Overwrite.into());
+        self.runtime.block_on(put).map(drop).map_err(|e| e.to_string())
     }
 
     /// Asks whether the destination as a whole takes writes. Blocks.

@@ -14,6 +14,7 @@ use tidegate_ingest::storage::{LockGuard, Storage, StorageFile};
 
 use super::{
     dice::Dice,
+    injected::{Fault, count},
     world::{Inode, World},
 };
 
@@ -66,6 +67,12 @@ struct Open {
 
 fn eio(what: &str) -> io::Error {
     io::Error::other(what.to_owned())
+}
+
+/// EIO, counted.
+fn injected(what: &str) -> io::Error {
+    count(Fault::Io);
+    eio(&format!("injected: {what}"))
 }
 
 fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
@@ -125,6 +132,11 @@ impl SimFs {
 
     /// The process is gone, the machine is not.
     pub fn kill(&self) {
+        count(Fault::Kill);
+        self.next_boot();
+    }
+
+    fn next_boot(&self) {
         let mut state = lock(&self.0);
         state.boot += 1;
         (state.crashed, state.crash_at, state.crash_on) = (false, None, None);
@@ -133,7 +145,8 @@ impl SimFs {
 
     /// The machine is gone, and back.
     pub fn reboot(&self) {
-        self.kill();
+        count(Fault::PowerCut);
+        self.next_boot();
         let mut state = lock(&self.0);
         let State { world, dice, loud, .. } = &mut *state;
         world.power_cut(dice);
@@ -160,6 +173,7 @@ impl SimFs {
     pub fn flip(&self, path: &Path, bit: usize) {
         let mut state = lock(&self.0);
         let inode = state.world.find(path).unwrap();
+        count(Fault::Flip);
         state.world.file(inode).flip(bit);
     }
 
@@ -257,7 +271,7 @@ impl Storage for Process {
     fn create_new(&self, path: &Path) -> io::Result<Arc<dyn StorageFile>> {
         let create = |state: &mut State| {
             if state.dice.permille(state.odds.write_error) {
-                return Err(eio("injected: create"));
+                return Err(injected("create"));
             }
             state.world.create_new(path)
         };
@@ -270,7 +284,7 @@ impl Storage for Process {
         self.run(("read", path, 0, 0), |state| {
             let inode = state.world.find(path)?;
             if state.dice.permille(state.odds.read_error) {
-                return Err(eio("injected: read"));
+                return Err(injected("read"));
             }
             Ok(state.world.file(inode).bytes().to_vec())
         })
@@ -281,7 +295,7 @@ impl Storage for Process {
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.run(("rename", to, 0, 0), |state| {
             if state.dice.permille(state.odds.write_error) {
-                return Err(eio("injected: rename"));
+                return Err(injected("rename"));
             }
             state.world.rename(from, to)
         })
@@ -289,7 +303,7 @@ impl Storage for Process {
     fn remove(&self, path: &Path) -> io::Result<()> {
         self.run(("remove", path, 0, 0), |state| {
             if state.dice.permille(state.odds.write_error) {
-                return Err(eio("injected: remove"));
+                return Err(injected("remove"));
             }
             state.world.remove(path)
         })
@@ -305,7 +319,7 @@ impl Storage for Process {
             let State { world, dice, odds, .. } = state;
             if dice.permille(odds.sync_error) {
                 world.sync_dir_fails(dir, dice);
-                return Err(eio("injected: fsync of a folder"));
+                return Err(injected("fsync of a folder"));
             }
             world.sync_dir(dir)
         })
@@ -330,7 +344,7 @@ impl StorageFile for Open {
         let mut all: Vec<u8> = buffers.iter().flat_map(|b| b.iter().copied()).collect();
         self.run(("write", offset, all.len() as u64), |state, inode| {
             if state.dice.permille(state.odds.write_error) {
-                return Err(eio("injected: write"));
+                return Err(injected("write"));
             }
             if all.len() > 1 && state.dice.permille(state.odds.short_write) {
                 all.truncate(1 + state.dice.index(all.len() - 1));
@@ -339,6 +353,7 @@ impl StorageFile for Open {
                 let room = capacity.saturating_sub(state.world.used());
                 all.truncate(usize::try_from(room).unwrap());
                 if all.is_empty() {
+                    count(Fault::Full);
                     return Err(io::ErrorKind::StorageFull.into());
                 }
             }
@@ -351,7 +366,7 @@ impl StorageFile for Open {
         self.run(("read_at", offset, len), |state, inode| {
             let bad = |(i, from, to)| i == inode && offset < to && from < offset + len;
             if state.bad.is_some_and(bad) || state.dice.permille(state.odds.read_error) {
-                return Err(eio("injected: read"));
+                return Err(injected("read"));
             }
             let bytes = state.world.file(inode).read(offset);
             let n = bytes.len().min(buffer.len());
@@ -364,7 +379,7 @@ impl StorageFile for Open {
             let State { world, dice, odds, .. } = state;
             if dice.permille(odds.sync_error) {
                 world.file(inode).sync_fails(dice);
-                return Err(eio("injected: fsync"));
+                return Err(injected("fsync"));
             }
             world.file(inode).sync();
             Ok(())
@@ -373,7 +388,7 @@ impl StorageFile for Open {
     fn set_len(&self, bytes: u64) -> io::Result<()> {
         self.run(("set_len", bytes, 0), |state, inode| {
             if state.dice.permille(state.odds.write_error) {
-                return Err(eio("injected: truncate"));
+                return Err(injected("truncate"));
             }
             state.world.file(inode).set_len(bytes);
             Ok(())

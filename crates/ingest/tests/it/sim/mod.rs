@@ -3,6 +3,7 @@
 
 mod dice;
 mod fs;
+mod injected;
 mod lake;
 mod ledger;
 mod log;
@@ -24,12 +25,19 @@ use tidegate_ingest::{
 const MORNING: i64 = 1_795_255_200_000_000;
 
 /// Runs `one` for each seed from `first` on: `usual` many, or as many as `TIDEGATE_SIM_SEEDS` says. A
-/// failure names its seed; `TIDEGATE_SIM_FIRST` begins there. `one` returns its operations.
-fn seeds(what: &str, usual: u64, one: impl Fn(u64) -> u64) {
+/// failure names its seed; `TIDEGATE_SIM_FIRST` begins there. `one` returns its operations. What was
+/// injected counts for `promises`.
+fn seeds(
+    what: &'static str,
+    promises: &'static [&'static str],
+    usual: u64,
+    one: impl Fn(u64) -> u64,
+) {
     let number = |name: &str| std::env::var(name).ok().map(|n| n.parse::<u64>().expect(name));
     let first = number("TIDEGATE_SIM_FIRST").unwrap_or(0);
     let count = number("TIDEGATE_SIM_SEEDS").unwrap_or(usual);
     let mut operations = 0;
+    let _tallies = injected::Tallies::new(what, promises);
     for seed in first..first + count {
         let run = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| one(seed)));
         match run {

@@ -7,7 +7,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::dice::Dice;
+use super::{
+    dice::Dice,
+    injected::{Fault, count},
+};
 
 /// Which file.
 pub type Inode = usize;
@@ -160,7 +163,10 @@ impl File {
             let fate = match dice.below(6) {
                 0 => Fate::AllKept,
                 1 => Fate::AllLost,
-                n => Fate::Torn { block: if n < 4 { 512 } else { 4096 }, garbage: n % 2 == 0 },
+                n => {
+                    count(Fault::Torn);
+                    Fate::Torn { block: if n < 4 { 512 } else { 4096 }, garbage: n % 2 == 0 }
+                }
             };
             change.survive(&mut self.durable, fate, stale, dice);
         }
