@@ -59,6 +59,77 @@ names! {
     }
 }
 
+names! {
+    /// A line of the product that is wrong on purpose.
+    Bug {
+        AckBeforeSync = "ack_before_sync", "a group is acknowledged before its fdatasync";
+        SyncRetried = "sync_retried", "a failed fdatasync is tried again, and believed";
+        SegmentNameNotSynced = "segment_name_not_synced", "a new segment's folder is not synced";
+        SmallFileNotSynced = "small_file_not_synced", "a small file is renamed into place unsynced";
+        CacheTrusted = "cache_trusted", "a start believes the page cache after a crash";
+        DamageIsTail = "damage_is_tail", "a start cuts the log at its first damage";
+        DamageNotTold = "damage_not_told", "a reader passes over damage without a word";
+        ChecksumsNotChained = "checksums_not_chained", "a frame does not prove the one before it";
+        RetentionIgnoresHolds = "retention_ignores_holds", "retention removes what a sink needs";
+        CursorBeforeWrite = "cursor_before_write", "a sink's cursor moves before its files are there";
+        IntentNotDurable = "intent_not_durable", "a sink writes before its intent is durable";
+        IntentHashIgnored = "intent_hash_ignored", "a window is written again whatever it holds now";
+        WindowRecut = "window_recut", "after a crash a window is cut anew";
+        HoldBeforeCursor = "hold_before_cursor", "a sink lets go of the log before its cursor is durable";
+        NameByAttempt = "name_by_attempt", "a retry writes under another name";
+        HourByClock = "hour_by_clock", "a lake's folder is that of the time of writing";
+        LakeOverwrites = "lake_overwrites", "a lake's file replaces what has its name";
+        QueueByCount = "queue_by_count", "the writer's queue is bounded in requests, not bytes";
+        TwinOfTheLost = "twin_of_the_lost", "an id is remembered although its append failed";
+        IdsForgotten = "ids_forgotten", "a start forgets the ids it had seen";
+        LedgerAhead = "ledger_ahead", "the ledger claims to have counted what it has not";
+        OutcomeForgotten = "outcome_forgotten", "a rejected event gets no outcome";
+        KeyAfterBody = "key_after_body", "the key is checked once the body is read";
+        TenantFromHeader = "tenant_from_header", "X-Tenant names the tenant";
+        TypeOfKeyIgnored = "type_of_key_ignored", "a key may send any type";
+        GzipFirstMember = "gzip_first_member", "only the first member of a gzip body is read";
+        BombsDecoded = "bombs_decoded", "a body is decoded without a bound";
+        LastKeyWins = "last_key_wins", "of two equal keys the last one counts";
+        PayloadLogged = "payload_logged", "a dead letter's content goes to the server's log";
+        NoRetryAfter = "no_retry_after", "shed without Retry-After";
+        QuotaByWallClock = "quota_by_wall_clock", "a quota goes by the wall clock";
+        ReloadHalf = "reload_half", "a refused reload leaves half of it live";
+    }
+}
+
+/// True where a test has planted this bug.
+#[inline]
+#[must_use]
+pub fn planted(bug: Bug) -> bool {
+    #[cfg(feature = "faults")]
+    return armed::planted(bug);
+    #[cfg(not(feature = "faults"))]
+    {
+        let _ = bug;
+        false
+    }
+}
+
+/// A number that is another one each time: for bugs that make a name differ.
+#[inline]
+#[must_use]
+pub fn attempt() -> u64 {
+    #[cfg(feature = "faults")]
+    return armed::attempt();
+    #[cfg(not(feature = "faults"))]
+    0
+}
+
+/// Microseconds since 1970 by the machine's clock: for bugs that ask it.
+#[inline]
+#[must_use]
+pub fn wall_clock() -> i64 {
+    #[cfg(feature = "faults")]
+    return armed::wall_clock();
+    #[cfg(not(feature = "faults"))]
+    0
+}
+
 /// Reached a place: the end of the process, where a test says so.
 #[inline]
 pub fn at(point: Point) {
@@ -108,7 +179,32 @@ mod armed {
         time::Duration,
     };
 
-    use super::Point;
+    use super::{Bug, Point};
+    use crate::clock::{Clock, SystemClock};
+
+    static PLANTED: LazyLock<Option<Bug>> = LazyLock::new(|| {
+        let name = std::env::var("TIDEGATE_PLANT").ok()?;
+        let known = Bug::named(&name);
+        if known.is_none() {
+            tracing::error!(name, "TIDEGATE_PLANT names no bug");
+            std::process::exit(2);
+        }
+        known
+    });
+
+    static ATTEMPTS: AtomicU64 = AtomicU64::new(1);
+
+    pub(super) fn planted(bug: Bug) -> bool {
+        *PLANTED == Some(bug)
+    }
+
+    pub(super) fn attempt() -> u64 {
+        ATTEMPTS.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub(super) fn wall_clock() -> i64 {
+        SystemClock.now().0
+    }
 
     /// The place, and how often it is passed before.
     static ARMED: LazyLock<Option<(Point, AtomicU64)>> = LazyLock::new(|| {

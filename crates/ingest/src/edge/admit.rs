@@ -10,7 +10,11 @@ use std::{
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tidegate_event::TenantId;
 
-use crate::{shed::ShedReason, tenants::Quota};
+use crate::{
+    faults::{self, Bug, planted},
+    shed::ShedReason,
+    tenants::Quota,
+};
 
 const NANOS: u128 = 1_000_000_000;
 
@@ -121,6 +125,9 @@ impl Admission {
 
 impl Account {
     fn now(&self) -> u128 {
+        if planted(Bug::QuotaByWallClock) {
+            return u128::from(faults::wall_clock().unsigned_abs()) * 1_000;
+        }
         self.started.elapsed().as_nanos()
     }
 

@@ -9,7 +9,10 @@ use rand::Rng;
 use serde::Serialize;
 
 use super::problem::Problem;
-use crate::shed::ShedReason;
+use crate::{
+    faults::{Bug, planted},
+    shed::ShedReason,
+};
 
 /// An answer as it goes to the HTTP library.
 pub(super) type Answer = Response<Full<Bytes>>;
@@ -140,7 +143,10 @@ pub(super) fn refuse(refusal: &Refusal, request_id: &str) -> Answer {
     let mut answer = json(status, "application/problem+json", &body);
     let headers = answer.headers_mut();
     if let Kind::Shed(reason, after) = refusal.kind {
-        headers.insert(header::RETRY_AFTER, HeaderValue::from(retry_after_seconds(after)));
+        if !planted(Bug::NoRetryAfter) {
+            let seconds = retry_after_seconds(after);
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
         headers.insert(SHED_REASON, HeaderValue::from_static(reason.as_str()));
     }
     for (name, value) in &refusal.headers {

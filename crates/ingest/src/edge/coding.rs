@@ -7,6 +7,7 @@ use flate2::bufread::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
 use http::{HeaderMap, header};
 
 use super::budget::Permit;
+use crate::faults::{Bug, planted};
 
 /// What `Accept-Encoding` of a 415 lists.
 pub(super) const TAKEN: &str = "identity, gzip, zstd, deflate, br";
@@ -85,6 +86,9 @@ impl Coding {
         let mut output = Output { bytes: Vec::new(), raw: raw.len() as u64, limits, permit };
         match self {
             Self::Identity => output.copy(raw)?,
+            Self::Gzip if planted(Bug::GzipFirstMember) => {
+                output.fill(&mut flate2::bufread::GzDecoder::new(raw), "gzip")?;
+            }
             Self::Gzip => output.fill(&mut MultiGzDecoder::new(raw), "gzip")?,
             Self::Zstd => {
                 let decoder = zstd::stream::read::Decoder::with_buffer(raw);
@@ -116,6 +120,9 @@ struct Output<'a> {
 impl Output<'_> {
     /// How many bytes the output may have; and one more is an error.
     fn most(&self) -> u64 {
+        if planted(Bug::BombsDecoded) {
+            return u64::from(u32::MAX);
+        }
         self.limits.bytes.min(self.raw.saturating_mul(self.limits.ratio).max(MIB))
     }
 

@@ -30,7 +30,7 @@ use super::{
 use crate::{
     books::{Books, Tally},
     clock::Clock,
-    faults::{self, Point},
+    faults::{self, Bug, Point, planted},
     metrics,
     shed::{Pressure, ShedReason},
     tenants::{Caller, Tenants},
@@ -53,6 +53,17 @@ pub(super) struct Shared {
     pub in_flight: AtomicUsize,
     /// How many large bodies are decoded and judged at once.
     pub heavy: Arc<Semaphore>,
+}
+
+impl Shared {
+    /// How much of a body is read, and how long that may take.
+    fn read_limits(&self) -> ReadLimits {
+        ReadLimits {
+            bytes: self.limits.body_bytes.0,
+            total: self.timeouts.body.0,
+            idle: self.timeouts.body_idle.0,
+        }
+    }
 }
 
 /// Bodies up to this size are worked on where they were read; larger ones on a thread of their own.
@@ -174,17 +185,18 @@ async fn respond(
     let first = taker.or(candidates.first()).copied();
     exchange.protocol = first;
     let Some(first) = first else { return Err(nothing_here(&parts)) };
-    let caller = authenticate(shared, &parts, first)?;
     let declared = body.size_hint().exact();
+    let caller = match authenticate(shared, &parts, first) {
+        Err(refusal) if planted(Bug::KeyAfterBody) => {
+            let _read = body::read(body, shared.read_limits(), &shared.budget).await;
+            return Err(refusal);
+        }
+        known => known?,
+    };
     let gate = gate(shared, &parts, &caller, &candidates, declared, exchange);
     let (protocol, coding) = gate.inspect_err(|_| refuse_unread(shared, &caller, declared))?;
 
-    let limits = ReadLimits {
-        bytes: shared.limits.body_bytes.0,
-        total: shared.timeouts.body.0,
-        idle: shared.timeouts.body_idle.0,
-    };
-    let read = body::read(body, limits, &shared.budget).await;
+    let read = body::read(body, shared.read_limits(), &shared.budget).await;
     let (bytes, permit) = read.map_err(|error| {
         refuse_unread(shared, &caller, declared);
         unreadable(&error)

@@ -5,7 +5,7 @@ use std::{collections::HashMap, ops::ControlFlow, sync::Arc, time::Duration};
 use bytes::Bytes;
 use http::request::Parts;
 use tidegate_event::{
-    BatchEncoder, Code, EncodedBatch, EventType, Reason, ReceivedAt, record::Record,
+    BatchEncoder, Code, EncodedBatch, EventType, Reason, ReceivedAt, TenantId, record::Record,
     record::generated_id,
 };
 
@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     books::Tally,
+    faults::{Bug, planted},
     normalize::{Item, JudgeContext, Judged, Verdict},
     shed::ShedReason,
     tenants::Caller,
@@ -88,7 +89,7 @@ impl Work {
     pub(super) fn run(mut self) -> Result<Done, Refusal> {
         let body = self.decoded()?;
         let encoder = BatchEncoder::new(
-            self.caller.tenant.id.clone(),
+            self.tenant(),
             self.protocol.name,
             self.received_at,
             self.base_id,
@@ -134,6 +135,14 @@ impl Work {
         let parts = bench.finish()?;
         drop(session);
         Ok(parts.done(self.permit))
+    }
+
+    /// Whose the events are: the key's owner, whatever a header or the body says.
+    fn tenant(&self) -> TenantId {
+        let named = self.parts.headers.get("x-tenant").and_then(|name| name.to_str().ok());
+        let named = named.filter(|_| planted(Bug::TenantFromHeader));
+        let named = named.and_then(|name| TenantId::new(name).ok());
+        named.unwrap_or_else(|| self.caller.tenant.id.clone())
     }
 
     /// The decoded body; gives the raw one's memory back.
@@ -275,6 +284,9 @@ impl Bench<'_> {
         });
         self.kinds.count(&judged.event_type);
         if let Some(reason) = dead {
+            if planted(Bug::PayloadLogged) {
+                tracing::info!(raw = %String::from_utf8_lossy(&judged.raw), "dead letter");
+            }
             self.dead.push(index);
             let id = match judged.client_id {
                 Some(id) => id.into_owned(),

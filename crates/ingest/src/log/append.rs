@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     clock::Clock,
-    faults::{self, Point},
+    faults::{self, Bug, Point, planted},
     metrics,
     storage::{LockGuard, StorageFile, write_all_at},
 };
@@ -181,7 +181,8 @@ impl Log {
                 let old =
                     |s: &Segment| now.saturating_sub(s.newest.0) > self.limits.retention_micros;
                 let over = state.bytes > self.limits.retention_bytes;
-                let goes = end.is_some_and(|end| end <= state.held())
+                let goes = end
+                    .is_some_and(|end| end <= state.held() || planted(Bug::RetentionIgnoresHolds))
                     && state.segments.front().is_some_and(|s| over || old(s));
                 if !goes {
                     break;
@@ -286,7 +287,7 @@ impl Log {
             written.index.push((written.next, written.position));
             written.position += header.frame_bytes();
             written.next = header.end();
-            written.chain = crc;
+            written.chain = if planted(Bug::ChecksumsNotChained) { 0 } else { crc };
             written.newest = written.newest.max(frame.received_at);
         }
         let mut buffers = Vec::with_capacity(2 * frames.len());
@@ -305,7 +306,11 @@ impl Log {
     fn sync(&mut self) -> Result<(), AppendFault> {
         let start = Instant::now();
         faults::die_soon(Point::InSync);
-        let synced = self.active.as_ref().map_or(Ok(()), |active| active.file.sync_data());
+        let sync = || self.active.as_ref().map_or(Ok(()), |active| active.file.sync_data());
+        let mut synced = if planted(Bug::AckBeforeSync) { Ok(()) } else { sync() };
+        if synced.is_err() && planted(Bug::SyncRetried) {
+            synced = sync();
+        }
         metrics::log_sync_seconds(&self.shared.label, start.elapsed().as_secs_f64());
         synced.map_err(|error| self.poison(error))
     }

@@ -10,7 +10,7 @@ use bytes::{Buf, BufMut};
 use tidegate_event::ReceivedAt;
 
 use crate::{
-    faults::{self, Point},
+    faults::{self, Bug, Point, planted},
     storage::{Storage, StorageFile, write_all_at},
 };
 
@@ -156,7 +156,9 @@ pub(super) fn install(
         file.sync_data().map_err(Fault::Sync)?;
         storage.rename(&temporary, &path).map_err(Fault::Write)?;
         faults::at(Point::SegmentCreated);
-        storage.sync_dir(dir).map_err(Fault::Sync)?;
+        if !planted(Bug::SegmentNameNotSynced) {
+            storage.sync_dir(dir).map_err(Fault::Sync)?;
+        }
         faults::at(Point::SegmentNamed);
         Ok((file, bytes))
     })();

@@ -7,7 +7,10 @@ use memchr::memmem;
 use tidegate_event::{Offset, OffsetRange};
 
 use super::frame::{FRAME_HEADER_BYTES, FrameHeader, MAGIC};
-use crate::storage::StorageFile;
+use crate::{
+    faults::{Bug, planted},
+    storage::StorageFile,
+};
 
 /// How much is read at once.
 pub(super) const READ_BYTES: usize = 1 << 20;
@@ -79,7 +82,7 @@ impl Walker {
                     let position = place.position;
                     return Ok(jump(place, position, header.base));
                 }
-                Some((header, crc)) if place.chain.is_none_or(|c| c == header.previous_crc) => {
+                Some((header, crc)) if follows(place, &header) => {
                     return self.take(place, header, crc, from);
                 }
                 _ => {}
@@ -211,6 +214,12 @@ impl Walker {
         page.fill(0);
         page.len()
     }
+}
+
+/// Whether the frame proves that what was read before it is what was written before it.
+fn follows(place: &Place, header: &FrameHeader) -> bool {
+    let chained = place.chain.is_none_or(|crc| crc == header.previous_crc);
+    chained || planted(Bug::ChecksumsNotChained)
 }
 
 /// Moves `place` to the frame at `position` whose first offset is `base`, past what is damaged.

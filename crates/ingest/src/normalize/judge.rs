@@ -13,6 +13,7 @@ use super::{
     schema::Schema,
     set::SchemaSet,
 };
+use crate::faults::{Bug, planted};
 use crate::json::{Object, push_pointer, quote, scan_object, short};
 
 /// The memory a verdict needs; made once and used for event after event.
@@ -112,7 +113,10 @@ impl Normalizer {
         let (time, time_fault) = split(time);
         let mut dead = id_fault.or(time_fault).or(named.fault);
         if dead.is_none() && !forbidden {
-            dead = object.flaw().map(flaw_reason).or_else(|| {
+            let flaw = object
+                .flaw()
+                .filter(|flaw| flaw.code != Code::DuplicateKey || !planted(Bug::LastKeyWins));
+            dead = flaw.map(flaw_reason).or_else(|| {
                 let mut work = Work {
                     text,
                     object,
@@ -194,6 +198,9 @@ fn unread<'s>(context: &JudgeContext<'s>, item: &Item<'s>, reason: Reason) -> Ju
 }
 
 fn forbids(context: &JudgeContext<'_>, event_type: &str) -> bool {
+    if planted(Bug::TypeOfKeyIgnored) {
+        return false;
+    }
     context.key_types.is_some_and(|allowed| allowed.iter().all(|name| name != event_type))
 }
 

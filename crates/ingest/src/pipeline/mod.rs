@@ -30,6 +30,7 @@ use crate::{
     clock::Clock,
     config::{self, Config},
     edge::{EdgeHandle, budget::Budget},
+    faults::{Bug, planted},
     log::LogHandle,
     normalize::Normalizer,
     sink::Sinks,
@@ -194,6 +195,11 @@ impl Pipeline {
         let tls = self.edge.prepare_tls();
         faults.extend(tls.as_ref().err().map(ToString::to_string));
         let (Ok(schemas), Ok(_), Ok(tls)) = (schemas, tenants, tls) else {
+            if planted(Bug::ReloadHalf)
+                && let Ok(schemas) = self.normalizer.prepare()
+            {
+                self.normalizer.install(schemas);
+            }
             tracing::error!(?faults, "reload refused; the generation before stays live");
             return Err(faults);
         };

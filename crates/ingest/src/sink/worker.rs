@@ -31,7 +31,7 @@ use super::{
 };
 use crate::{
     clock::Clock,
-    faults::{self, Point},
+    faults::{self, Bug, Point, planted},
     metrics,
     storage::Storage,
 };
@@ -174,7 +174,9 @@ impl Worker {
                 self.shared.board().oldest = window.oldest();
                 let Some(intent) = window.intent() else { return Ok(()) };
                 faults::at(Point::WindowCut);
-                self.commit(|state| state.intent = Some(intent.clone()))?;
+                if !planted(Bug::IntentNotDurable) {
+                    self.commit(|state| state.intent = Some(intent.clone()))?;
+                }
                 faults::at(Point::IntentDurable);
                 self.deliver(&window)?;
                 self.step_held().map(drop)
@@ -200,6 +202,9 @@ impl Worker {
     /// After a crash between an intent and its cursor: exactly that window again.
     fn recover(&mut self) -> Result<(), End> {
         let Some(intent) = self.shared.board().state.intent.clone() else { return Ok(()) };
+        if planted(Bug::WindowRecut) {
+            return self.commit(|state| state.intent = None);
+        }
         let window = loop {
             match reread(&*self.shared.log, intent.window, |_| true) {
                 Ok(window) => break window,
@@ -208,7 +213,7 @@ impl Worker {
             }
         };
         let again = window.intent();
-        if again.as_ref() != Some(&intent) {
+        if again.as_ref() != Some(&intent) && !planted(Bug::IntentHashIgnored) {
             return Err(End::Fault(format!(
                 "the log's window {} is not the one that was promised (hash {}, now {}): nothing \
                  was written",
@@ -245,6 +250,9 @@ impl Worker {
 
     /// Writes every lane of a window whose intent is durable, then moves the cursor.
     pub(super) fn deliver(&mut self, window: &Window) -> Result<(), End> {
+        if planted(Bug::CursorBeforeWrite) {
+            self.commit(|state| (state.cursor, state.intent) = (window.to, None))?;
+        }
         let from = window.from;
         let mut lanes = Lanes::sort(&window.frames, |_, offset| from <= offset);
         let rows = std::mem::take(&mut lanes.rows);
@@ -417,6 +425,9 @@ impl Worker {
     pub(super) fn commit(&mut self, change: impl FnOnce(&mut State)) -> Result<(), End> {
         let mut state = self.shared.board().state.clone();
         change(&mut state);
+        if planted(Bug::HoldBeforeCursor) {
+            self.let_go(state.lowest());
+        }
         while let Err(error) = state.save(&*self.storage, &self.path) {
             self.wait(&format!("{}: {error}", self.path.display()), BACKOFF_FIRST)?;
         }
@@ -424,8 +435,13 @@ impl Worker {
         let name = &self.shared.name;
         metrics::sink_held_lanes(name, i64::try_from(state.held.len()).unwrap_or(i64::MAX));
         self.shared.board().state = state;
-        self.shared.hold.lock().unwrap_or_else(PoisonError::into_inner).advance(lowest);
+        self.let_go(lowest);
         Ok(())
+    }
+
+    /// Lets retention take what lies below `lowest`.
+    fn let_go(&self, lowest: Offset) {
+        self.shared.hold.lock().unwrap_or_else(PoisonError::into_inner).advance(lowest);
     }
 
     pub(super) fn check_quit(&self) -> Result<(), End> {

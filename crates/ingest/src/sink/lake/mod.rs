@@ -30,6 +30,7 @@ pub use project::{Project, SchemaColumn, Schemas};
 pub use store::{LakeStore, OpenStoreError, Put, StoreError, Wrap};
 
 use super::{LaneRows, Sink, SinkConfig, SinkConfigError, SinkContext, SinkKind, WriteError};
+use crate::faults::{self, Bug, planted};
 use table::FilePlan;
 
 pub(super) const KIND: SinkKind = SinkKind {
@@ -169,7 +170,11 @@ impl Lake {
 
     fn write_file(&self, rows: &LaneRows<'_>, plan: &FilePlan) -> Result<(), WriteError> {
         let (bytes, hash) = self.encode(rows, plan)?;
-        let path = plan.name(rows).path(self.store.root(), self.format);
+        let mut name = plan.name(rows);
+        if planted(Bug::NameByAttempt) {
+            name.last = name.last.plus(faults::attempt());
+        }
+        let path = name.path(self.store.root(), self.format);
         let retry = |e: StoreError| WriteError::Retry { cause: e.to_string() };
         match self.store.put_new(&path, bytes.clone()).map_err(retry)? {
             Put::Done => Ok(()),

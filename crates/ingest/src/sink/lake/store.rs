@@ -21,7 +21,7 @@ use object_store::{
 use tokio::runtime::Handle;
 
 use crate::{
-    faults::{self, Point},
+    faults::{self, Bug, Point, planted},
     storage::Storage,
 };
 
@@ -227,6 +227,10 @@ impl LakeStore {
         let synced = local.storage.open(&file).and_then(|file| file.sync_data());
         let linked = synced.map_err(|e| e.to_string()).and_then(|()| {
             faults::at(Point::FileStaged);
+            if planted(Bug::LakeOverwrites) {
+                let copied = self.runtime.block_on(local.durable.copy(&staged, path));
+                return copied.map(|()| true).map_err(|e| e.to_string());
+            }
             match self.runtime.block_on(local.durable.copy_if_not_exists(&staged, path)) {
                 Ok(()) => Ok(true),
                 Err(object_store::Error::AlreadyExists { .. }) => Ok(false),

@@ -3,7 +3,7 @@
 use std::{borrow::Cow, collections::BTreeMap, ops::Range};
 
 use serde::Deserialize;
-use tidegate_event::{Offset, SchemaRef};
+use tidegate_event::{Offset, ReceivedAt, SchemaRef};
 
 use super::{
     super::rows::{LaneRows, Row, RowsHash},
@@ -11,7 +11,10 @@ use super::{
     layout::FileName,
     project::Project,
 };
-use crate::normalize::{ProjectScratch, reserved_in};
+use crate::{
+    faults::{self, Bug, planted},
+    normalize::{ProjectScratch, reserved_in},
+};
 
 /// One file: rows of one hour, judged by one schema.
 #[derive(Clone, Debug)]
@@ -49,7 +52,10 @@ impl FilePlan {
 pub fn plan(rows: &LaneRows<'_>) -> Vec<FilePlan> {
     let mut plans: BTreeMap<(i64, i32, [u8; 16]), FilePlan> = BTreeMap::new();
     for (index, row) in rows.rows.iter().enumerate() {
-        let hour = row.received_at(rows.heads).hour();
+        let mut hour = row.received_at(rows.heads).hour();
+        if planted(Bug::HourByClock) {
+            hour = ReceivedAt(faults::wall_clock()).hour();
+        }
         let schema = if rows.lane.dead { SchemaRef::default() } else { row.schema(rows.heads) };
         let offset = row.offset(rows.heads);
         let new = || FilePlan { hour, schema, rows: Vec::new(), first: offset, last: offset };
