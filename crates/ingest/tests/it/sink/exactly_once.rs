@@ -8,6 +8,8 @@ use tidegate_ingest::{
     storage::Disk,
 };
 
+use crate::tally::Tally;
+
 use super::{
     FIRST, HOUR, Pipe, config,
     faults::{Fate, FatefulDisk, FatefulStore, How},
@@ -101,6 +103,11 @@ fn sweep(how: How) {
         }
     });
     let operations = last.load(Ordering::SeqCst);
+    let fault = match how {
+        How::FailBefore | How::FailAfter => "EIO",
+        How::DieBefore | How::DieAfter => "kill -9",
+    };
+    Tally::new("sink::exactly_once", fault, &["P2"]).survived(operations - 1);
     assert!(60 < operations, "only {operations} operations were struck");
 }
 

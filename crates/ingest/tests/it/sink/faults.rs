@@ -37,6 +37,8 @@ pub struct Fate {
     how: How,
     /// Keeps failing instead of striking once.
     pub outage: AtomicBool,
+    /// How long each operation takes besides, in milliseconds.
+    pub delay: AtomicU64,
     pub struck: AtomicBool,
 }
 
@@ -51,6 +53,7 @@ impl Fate {
             left: AtomicU64::new(at),
             how,
             outage: AtomicBool::new(false),
+            delay: AtomicU64::new(0),
             struck: AtomicBool::new(false),
         })
     }
@@ -61,6 +64,8 @@ impl Fate {
     }
 
     fn before(&self) -> std::result::Result<Verdict, io::Error> {
+        let delay = self.delay.load(Ordering::SeqCst);
+        std::thread::sleep(std::time::Duration::from_millis(delay));
         if self.outage.load(Ordering::SeqCst) {
             return Err(io::Error::other("outage"));
         }

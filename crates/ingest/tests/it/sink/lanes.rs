@@ -12,6 +12,8 @@ use tidegate_ingest::{
     storage::Disk,
 };
 
+use crate::tally::Tally;
+
 use super::{
     FIRST, Pipe, config, eventually,
     faults::{Fate, FatefulStore},
@@ -25,6 +27,7 @@ const NOTHING: &[(&str, &str, Option<tidegate_event::Code>)] = &[("view", "{}", 
 /// once, and is held no longer; retention never passes what it needs.
 #[test]
 fn a_blocked_lane_waits_alone_and_catches_up() {
+    let mut tally = Tally::new("sink::lanes", "sink down", &["P2", "P3", "P5"]);
     let mut pipe = Pipe::new();
     let mut config = config(2);
     config.options.insert("lane_bytes".into(), 50.into());
@@ -71,10 +74,12 @@ fn a_blocked_lane_waits_alone_and_catches_up() {
     assert_eq!(sinks.counts().unwrap()[0].lanes[&lane("acme", "view", false)].stored, 4);
     assert_eq!(pipe.log.handle().lowest_hold().unwrap().1.0, 8);
     assert_eq!(sinks.shed(&acme), None);
+    tally.survived(1);
 }
 
 #[test]
 fn an_outage_holds_no_lane_and_ends_by_itself() {
+    let mut tally = Tally::new("sink::lanes", "sink down", &["P2", "P5"]);
     let mut pipe = Pipe::new();
     let config = config(2);
     pipe.append("acme", NOTHING);
@@ -96,6 +101,39 @@ fn an_outage_holds_no_lane_and_ends_by_itself() {
     pipe.drain(&sinks);
     assert_eq!(sinks.status()[0].partitions[0].state, SinkState::Drained);
     assert_eq!(pipe.offsets(&config).len(), 2);
+    tally.survived(1);
+}
+
+/// Scenario: a destination that takes its time with every operation; the server is told to end long
+/// before it is done, and started again, several times.
+/// Guarantees: each event is there once, and the counts say so.
+#[test]
+fn a_slow_destination_is_late_and_doubles_nothing() {
+    let mut tally = Tally::new("sink::lanes", "slow sink", &["P2", "P5"]);
+    let mut pipe = Pipe::new();
+    let config = config(3);
+    for round in 0..6 {
+        for _ in 0..5 {
+            pipe.append("acme", NOTHING);
+            pipe.append("beta", NOTHING);
+        }
+        let fate = Fate::kind();
+        let wrap = |store| Arc::new(FatefulStore(Arc::clone(&fate), store)) as _;
+        let lake = open_lake(&pipe, &config, Arc::new(Disk), &wrap).unwrap();
+        fate.delay.store(15, Ordering::SeqCst);
+        let parts = pipe.parts(Arc::new(Disk));
+        let sinks = sink::start_with(vec![(config.clone(), lake)], &parts).unwrap();
+        let grace = Duration::from_millis(10 + 40 * round);
+        pipe.runtime.block_on(sinks.drain(grace));
+        sinks.stop();
+        tally.survived(1);
+    }
+    let sinks = pipe.start(&config);
+    pipe.drain(&sinks);
+    let offsets = pipe.offsets(&config);
+    assert_eq!(offsets["acme/view"], (0..60).step_by(2).collect::<Vec<_>>());
+    assert_eq!(offsets["beta/view"], (1..60).step_by(2).collect::<Vec<_>>());
+    assert_eq!(sinks.counts().unwrap()[0].lanes[&lane("acme", "view", false)].stored, 30);
 }
 
 #[test]
@@ -137,6 +175,7 @@ fn an_expiring_sink_skips_the_oldest_and_counts_them() {
 
 #[test]
 fn events_without_their_schema_wait_and_poison_is_set_aside_alone() {
+    let mut tally = Tally::new("sink::lanes", "poison event", &["P2", "P3", "P5"]);
     let mut pipe = Pipe::new();
     let config = config(10);
     pipe.append_as("acme", schema(1), &[("view", "{\"n\":1}", None), ("view", "no json", None)]);
@@ -151,6 +190,7 @@ fn events_without_their_schema_wait_and_poison_is_set_aside_alone() {
     let aside = std::fs::read_to_string(pipe.data().join("sinks/lake-quarantine.jsonl")).unwrap();
     assert_eq!(aside.lines().count(), 1);
     assert!(aside.contains("\"offset\":1") && aside.contains("no json"), "{aside}");
+    tally.survived(1);
 }
 
 #[test]
