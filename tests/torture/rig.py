@@ -38,7 +38,11 @@ TRY_AGAIN = (429, 500, 502, 503, 504)
 
 
 class Broken(Exception):
-    """A promise was broken; the text says which, the data folder is kept."""
+    """A promise was broken. `kind`: "lost", "doubled", "books" or "other"."""
+
+    def __init__(self, text, kind="other"):
+        super().__init__(text)
+        self.kind = kind
 
 
 class EndedAtStart(Exception):
@@ -250,7 +254,7 @@ class Journal:
             if not fits:
                 raise Broken(f"an answer does not add up: {told} for {batch.events} events, {batch.rejected} unfit")
             if told["deduplicated"] < known:
-                raise Broken(f"{known} ids were acknowledged before and only {told['deduplicated']} deduplicated")
+                raise Broken(f"{known} ids were acknowledged before and only {told['deduplicated']} deduplicated", "doubled")
             self.accepted.update(dict.fromkeys(batch.good, self.answers))
             self.dead.update(dict.fromkeys(batch.dead, self.answers))
             self.answers += 1
@@ -410,16 +414,17 @@ def verify(server, journal, exact=True):
         if status != 200:
             raise Broken(f"audit/ids answered {status}: {found}")
         if found["missing_count"] != 0 or found["checked"] != len(owed[start : start + 50_000]):
-            raise Broken(f"acknowledged and not in the log: {found['missing_count']} of {found['checked']}: {found}")
+            raise Broken(f"acknowledged and not in the log: {found['missing_count']} of {found['checked']}: {found}", "lost")
     audit = server.audit()
     if audit["balanced"] is not True or audit["difference"] != 0 or audit["log_quarantined"]["events"] != 0:
-        raise Broken(f"the books do not balance: {json.dumps(audit)}")
+        raise Broken(f"the books do not balance: {json.dumps(audit)}", "books")
     if not exact:
         return audit
     for kind, ids in (("accepted", journal.accepted), ("dead_lettered", journal.dead)):
         counted = sum(line[kind] for line in audit["tenants"])
         if counted != len(ids):
-            raise Broken(f"{kind}: the log has {counted}, acknowledged were {len(ids)}: {json.dumps(audit)}")
+            told = f"{kind}: the log has {counted}, acknowledged were {len(ids)}: {json.dumps(audit)}"
+            raise Broken(told, "lost" if counted < len(ids) else "doubled")
     return audit
 
 
@@ -445,19 +450,19 @@ def verify_lake(server, journal):
     rows = lake_rows(server.lake)
     places = [row[:3] for area in rows.values() for row in area]
     if len(places) != len(set(places)):
-        raise Broken(f"the lake has {len(places) - len(set(places))} offsets twice")
+        raise Broken(f"the lake has {len(places) - len(set(places))} offsets twice", "doubled")
     for area, ids in (("events", journal.accepted), ("dead_letters", journal.dead)):
         found = [row[3] for row in rows[area]]
         if len(found) != len(set(found)):
             twice = sorted({one for one in found if found.count(one) > 1})[:20]
-            raise Broken(f"{area}: {len(found) - len(set(found))} ids are twice in the lake: {twice}")
+            raise Broken(f"{area}: {len(found) - len(set(found))} ids are twice in the lake: {twice}", "doubled")
         lacking = set(ids) - set(found)
         if lacking:
-            raise Broken(f"{area}: {len(lacking)} acknowledged ids are not in the lake: {sorted(lacking)[:20]}")
+            raise Broken(f"{area}: {len(lacking)} acknowledged ids are not in the lake: {sorted(lacking)[:20]}", "lost")
         unknown = {one for batch in journal.unknown for one in (batch.good if area == "events" else batch.dead)}
         foreign = set(found) - set(ids) - unknown
         if foreign:
-            raise Broken(f"{area}: {len(foreign)} rows nobody sent: {sorted(foreign)[:20]}")
+            raise Broken(f"{area}: {len(foreign)} rows nobody sent: {sorted(foreign)[:20]}", "doubled")
     left = [str(path) for path in Path(server.lake, "staging").glob("*")]
     if left:
         raise Broken(f"files that nobody needs are still in the lake: {left[:5]}")
