@@ -358,6 +358,11 @@ class Client:
                 sent += 1
         return sent
 
+    def taken(self):
+        """True where a new batch is answered 200."""
+        with contextlib.closing(self.connect()) as connection:
+            return self.send(connection, self.batch()) == 200
+
     def begin(self, threads=2, **run):
         """The same in threads, in the background."""
 
