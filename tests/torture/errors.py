@@ -116,7 +116,8 @@ def lasting(field, plot, error, call):
         if not server.alive():
             raise Broken(f"ended: {server.said()[-2000:]}")
         if call == "pwritev" and (plot.journal.answers > before or set(client.refused) != {"503 storage"}):
-            raise Broken(f"acknowledged {plot.journal.answers - before} batches that cannot be written; {client.refused}")
+            taken = plot.journal.answers - before
+            raise Broken(f"acknowledged {taken} batches that cannot be written; refused {client.refused}")
         wait_until("the fault came", attached.injected, timeout=5)
         time.sleep(0.2)  # what the sinks do meanwhile
     wait_until("it takes events again", client.taken, timeout=15, pause=0.05)

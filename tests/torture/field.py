@@ -72,7 +72,7 @@ class Field:
             text = str(fault) if isinstance(fault, (Broken, EndedAtStart)) else traceback.format_exc()
             self.counts["broken"] += 1
             self.counts[f"broken {kind}"] += 1
-            self.broken.append(f"{label} (seed {self.seed}): {text[:3000]}\n  kept: {plot.folder}")
+            self.broken.append(f"{label} (seed {self.seed}): {text[:3000]}\n  kept: {plot and plot.folder}")
             if self.current is plot:
                 self.current = None
 

@@ -6,7 +6,7 @@ from .field import Field, Skip, load_until_death
 from .rig import FAULTS, REPOSITORY, EndedAtStart
 
 KILLED = -9
-TURNS_MOST = 40
+TURNS_MOST, MISSES_MOST = 40, 3
 # What a point needs to be passed at all; `large` makes segments end, retention takes the old ones away.
 RETENTION = {"log": 'retention_bytes = "1MiB"\nretention_age = "1s"'}
 NEEDS = {
@@ -34,7 +34,7 @@ def sweep(field: Field, point):
     """Dies at `point`, turn after turn, until a run does not come to it that often."""
     if not FAULTS.exists():
         raise Skip(f"kill points: {FAULTS} is not built")
-    needs = NEEDS.get(point, {})
+    needs, missed = NEEDS.get(point, {}), 0
     for turn in range(1, needs.get("turns", TURNS_MOST) + 1):
         # Retention takes events away that a client may send again: they would be new. Its plots are apart.
         fresh = bool(needs.get("apart")) or (field.random.random() < 0.1)
@@ -47,7 +47,9 @@ def sweep(field: Field, point):
             field.recover(plot)
         if needs.get("apart"):
             field.close()
-        if not dead or (field.over() and field.hits[point]):
+        missed += not dead
+        # A run that by chance did not come to it once is not the end yet.
+        if missed and (field.hits[point] or missed == MISSES_MOST) or (field.over() and field.hits[point]):
             return
 
 

@@ -69,7 +69,8 @@ _alive = set()
 
 
 @atexit.register
-def _end_all():
+def end_all():
+    """Kills every server that this process started and that still runs."""
     for server in list(_alive):
         server.kill()
 
@@ -254,7 +255,8 @@ class Journal:
             if not fits:
                 raise Broken(f"an answer does not add up: {told} for {batch.events} events, {batch.rejected} unfit")
             if told["deduplicated"] < known:
-                raise Broken(f"{known} ids were acknowledged before and only {told['deduplicated']} deduplicated", "doubled")
+                again = known - told["deduplicated"]
+                raise Broken(f"{again} of {known} ids that were acknowledged before were taken again", "doubled")
             self.accepted.update(dict.fromkeys(batch.good, self.answers))
             self.dead.update(dict.fromkeys(batch.dead, self.answers))
             self.answers += 1
@@ -419,7 +421,8 @@ def verify(server, journal, exact=True):
         if status != 200:
             raise Broken(f"audit/ids answered {status}: {found}")
         if found["missing_count"] != 0 or found["checked"] != len(owed[start : start + 50_000]):
-            raise Broken(f"acknowledged and not in the log: {found['missing_count']} of {found['checked']}: {found}", "lost")
+            told = f"{found['missing_count']} of {found['checked']}: {found}"
+            raise Broken(f"acknowledged and not in the log: {told}", "lost")
     audit = server.audit()
     if audit["balanced"] is not True or audit["difference"] != 0 or audit["log_quarantined"]["events"] != 0:
         raise Broken(f"the books do not balance: {json.dumps(audit)}", "books")

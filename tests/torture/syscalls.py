@@ -14,7 +14,10 @@ HELD_MICROS = 300_000
 # Where calls are counted: from the start in a new folder, from the start in a used one, or in one thread of a
 # server that is ready.
 FRESH, USED = "fresh", "used"
-FROM_START = ("pwritev", "fdatasync", "fsync", "rename", "unlink", "link", "mkdir", "openat", "write", "answer", "ftruncate")
+FROM_START = (
+    *("pwritev", "fdatasync", "fsync", "rename", "unlink", "link"),
+    *("mkdir", "openat", "write", "answer", "ftruncate"),
+)
 THREADS = {
     "writer-0": ("pwritev", "fdatasync", "fsync", "rename", "unlink", "openat"),
     "sink-lake-0": ("pwritev", "fdatasync", "fsync", "rename", "unlink", "mkdir", "openat", "pread64"),
