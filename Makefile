@@ -13,8 +13,11 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 RUN_ARGUMENTS ?= --dev
 # More for pytest: `make e2e E2E_ARGUMENTS="-k kill"`.
 E2E_ARGUMENTS ?=
+# How long `make torture` takes, in seconds, and more for it.
+BUDGET ?= 600
+TORTURE_ARGUMENTS ?=
 
-.PHONY: help run test unit e2e venv lint fmt clippy doc deny deny-install bench bench-criterion bench-e2e dist image image-steps build-needs test-needs
+.PHONY: help run test unit e2e torture venv lint fmt clippy doc deny deny-install bench bench-criterion bench-e2e dist image image-steps build-needs test-needs
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 18
@@ -31,7 +34,14 @@ unit: build-needs ## The workspace's own tests
 
 e2e: build-needs venv ## The real programs, with other people's clients and readers
 	$(CARGO) build --workspace --locked --bins
+	$(CARGO) build -p tidegate-ingest --features faults --bin ingestd-faults --locked
 	cd tests/e2e && ../../$(VENV)/bin/python -m pytest $(E2E_ARGUMENTS)
+
+# More for it: `make torture BUDGET=60 TORTURE_ARGUMENTS="--only points,wire --jobs 4 --seed 7"`.
+torture: build-needs venv ## Kill, pause and starve real servers for BUDGET seconds (600); says what was lost
+	$(CARGO) build --workspace --locked --bins
+	$(CARGO) build -p tidegate-ingest --features faults --bin ingestd-faults --locked
+	cd tests && ../$(VENV)/bin/python -m torture --budget $(BUDGET) $(TORTURE_ARGUMENTS)
 
 venv: test-needs $(VENV)/.made ## Python's side of the tests, pinned, in .venv
 

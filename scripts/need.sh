@@ -14,6 +14,7 @@ case "${1:?build or test}" in
   test)
     want curl curl
     want openssl openssl
+    want strace strace
     want python3 python3
     python3 -c 'import venv, ensurepip' >/dev/null 2>&1 || packages+=(python3-venv)
     ;;
