@@ -16,7 +16,7 @@ use crate::tally::Tally;
 
 use super::{
     FIRST, Pipe, config, eventually,
-    faults::{Fate, FatefulStore},
+    faults::{Fate, FatefulDisk, FatefulStore},
     lane, open_lake, schema,
 };
 
@@ -224,6 +224,37 @@ impl Sink for Picky {
     fn probe(&self) -> Result<(), String> {
         Ok(())
     }
+}
+
+/// Takes rows, and from then on the disk takes nothing.
+struct LastWords(Arc<Fate>);
+
+impl Sink for LastWords {
+    fn write(&self, _: &LaneRows<'_>) -> Result<(), WriteError> {
+        self.0.outage.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+    fn probe(&self) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_sink_holds_the_log_until_its_cursor_is_durable() {
+    let mut pipe = Pipe::new();
+    let config: SinkConfig = toml::from_str("name='a'\nkind='blackhole'\nflush.rows=1").unwrap();
+    pipe.append("acme", NOTHING);
+    let fate = Fate::kind();
+    let parts = pipe.parts(Arc::new(FatefulDisk(Arc::clone(&fate))));
+    let sink = Arc::new(LastWords(Arc::clone(&fate)));
+    let sinks = sink::start_with(vec![(config, sink as _)], &parts).unwrap();
+    eventually("the cursor cannot be written", || {
+        matches!(sinks.status()[0].partitions[0].state, SinkState::Waiting { .. })
+    });
+    assert_eq!(pipe.log.handle().lowest_hold().unwrap().1.0, 0);
+    fate.outage.store(false, Ordering::SeqCst);
+    eventually("it is written", || pipe.log.handle().lowest_hold().unwrap().1.0 == 1);
+    sinks.stop();
 }
 
 #[test]
