@@ -70,8 +70,8 @@ def take_sweeps(mode, folder, seed, seconds, taken, results):
     while True:
         with taken.get_lock():
             number, taken.value = taken.value, taken.value + 1
-        if number >= len(sweeps) and field.over():
-            break
+        if number >= len(sweeps) and (field.over() or not field.counts["cycles"]):
+            break  # the time is over, or this machine can do none of it
         what = sweeps[number % len(sweeps)]
         before = field.counts.copy()
         with field.guard(None, f"{mode} {what}"):

@@ -8,7 +8,7 @@ import time
 
 from .field import Field, load_until_death
 from .rig import Broken, Client, EndedAtStart, verify, wait_until
-from .strace import Attached, wrapper
+from .strace import Attached, check, wrapper
 
 MOST = 200
 ABORTED, KILLED = -6, -9
@@ -30,6 +30,7 @@ def sweeps():
 
 
 def sweep(field: Field, one):
+    check()
     how, error, call = one
     if how == "lasting":
         with field.cycle(f"{error} of {call} while it lasts") as plot:

@@ -8,7 +8,7 @@ import time
 import traceback
 from pathlib import Path
 
-from .rig import Broken, Client, EndedAtStart, Plot, verify, verify_lake, wait_until
+from .rig import Broken, Client, EndedAtStart, Plot, end_all, verify, verify_lake, wait_until
 
 LIVES_OF_A_PLOT = 50
 
@@ -66,8 +66,10 @@ class Field:
         try:
             yield
         except Skip as skip:
+            end_all()
             self.skipped.append(str(skip))
         except (Broken, EndedAtStart, OSError, AssertionError) as fault:
+            end_all()
             kind = getattr(fault, "kind", "other")
             text = str(fault) if isinstance(fault, (Broken, EndedAtStart)) else traceback.format_exc()
             self.counts["broken"] += 1
@@ -80,9 +82,11 @@ class Field:
     def cycle(self, label, fresh=False):
         """One try: yields the plot. What breaks in it is written down and does not end the sweep."""
         plot = self.plot(fresh)
-        broken = self.counts["broken"]
+        broken, skipped = self.counts["broken"], len(self.skipped)
         with self.guard(plot, label):
             yield plot
+        if len(self.skipped) > skipped:
+            return
         self.counts["cycles"] += 1
         self.counts["survived"] += self.counts["broken"] == broken
         self.tell(self.counts)

@@ -5,7 +5,7 @@ import time
 
 from .field import Field, load_until_death
 from .rig import Broken, Client, EndedAtStart, wait_until
-from .strace import Attached, wrapper
+from .strace import Attached, check, wrapper
 
 KILLED = -9
 MOST = 400
@@ -33,6 +33,7 @@ def sweeps():
 
 
 def sweep(field: Field, where_and_call):
+    check()
     where, call = where_and_call
     if where_and_call == LINKED:
         return sweep_linked(field)
