@@ -183,6 +183,8 @@ class Run:
             print("\nkill points: " + "  ".join(f"{name} {self.hits[name]}" for name in order))
         if never:
             print(f"NEVER HIT: {', '.join(never)}")
+        ended = sum(self.totals(mode)["sweeps ended"] for mode in self.chosen.modes)
+        print(f"sweeps that came to their end: {ended}")
         others = {name: n for name, n in sorted(self.hits.items()) if name not in meant}
         if others:
             print("also: " + ", ".join(f"{name} {n}" for name, n in others.items()))

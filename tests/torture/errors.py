@@ -49,7 +49,7 @@ def sweep(field: Field, one):
         # From some call on: what differs is where it begins, and early is where that is.
         number += 1 if how != "from" or number < 4 else number // 2
         if not hit or (field.over() and number > 2):
-            field.counts["sweeps cut short" if hit else "sweeps ended"] += 1
+            field.counts["sweeps ended"] += not hit
             return
 
 
