@@ -70,8 +70,8 @@ def take_sweeps(mode, folder, seed, seconds, taken, results):
     while True:
         with taken.get_lock():
             number, taken.value = taken.value, taken.value + 1
-        if number >= len(sweeps) and field.over():
-            break
+        if number >= len(sweeps) and (field.over() or not field.counts["cycles"]):
+            break  # the time is over, or this machine can do none of it
         what = sweeps[number % len(sweeps)]
         before = field.counts.copy()
         with field.guard(None, f"{mode} {what}"):
@@ -183,6 +183,8 @@ class Run:
             print("\nkill points: " + "  ".join(f"{name} {self.hits[name]}" for name in order))
         if never:
             print(f"NEVER HIT: {', '.join(never)}")
+        ended = sum(self.totals(mode)["sweeps ended"] for mode in self.chosen.modes)
+        print(f"sweeps that came to their end: {ended}")
         others = {name: n for name, n in sorted(self.hits.items()) if name not in meant}
         if others:
             print("also: " + ", ".join(f"{name} {n}" for name, n in others.items()))

@@ -23,12 +23,10 @@ def sweep(field, what):
 
 
 @contextlib.contextmanager
-def small_disk(field):
-    """A plot whose data lies on a disk of its own, with a file to remove when space is needed."""
+def small_disk(plot):
+    """Puts the plot's data on a disk of its own; what is on it when a promise breaks is copied."""
     if os.geteuid() != 0:
         raise Skip("full disk: only root may mount a small one")
-    field.plots += 1
-    plot = Plot(field.folder / f"plot-{field.plots}")
     plot.data.mkdir()
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tidegate-torture", plot.data],
@@ -38,16 +36,12 @@ def small_disk(field):
     if mounted.returncode != 0:
         raise Skip(f"full disk: this machine mounts none: {mounted.stderr.strip()[-200:]}")
     try:
-        yield plot
+        yield
+    except BaseException:
+        shutil.copytree(plot.data, plot.folder / "kept")
+        raise
     finally:
         subprocess.run(["umount", "--lazy", plot.data], check=True)
-    field.counts["acknowledged"] += plot.journal.acknowledged()
-    shutil.rmtree(plot.folder)
-
-
-def fill(plot, ballast):
-    """Takes what is left but for a ballast."""
-    ballast.write_bytes(bytes(BALLAST_MIB << 20))
 
 
 def full_under_load(field, plot, server):
@@ -66,10 +60,9 @@ def full_under_load(field, plot, server):
 
 def full(field):
     """Fills up under load, is given space, and goes on in the same life; then dies and starts."""
-    with field.cycle("a full disk") as own, small_disk(field) as plot:
-        del own
+    with field.cycle("a full disk", fresh=True) as plot, small_disk(plot):
         ballast = plot.data / "ballast"
-        fill(plot, ballast)
+        ballast.write_bytes(bytes(BALLAST_MIB << 20))
         server = plot.server().start()
         client = full_under_load(field, plot, server)
         ballast.unlink()
@@ -82,14 +75,14 @@ def full(field):
         server.kill()
         field.counts["killed"] += 1
         field.hits["a full disk"] += 1
+    field.close(lake=False)  # its disk is gone
 
 
 def full_at_start(field):
     """Killed while the disk is full and started on it: it serves or refuses in words; given space, it recovers."""
-    with field.cycle("a start on a full disk") as own, small_disk(field) as plot:
-        del own
+    with field.cycle("a start on a full disk", fresh=True) as plot, small_disk(plot):
         ballast = plot.data / "ballast"
-        fill(plot, ballast)
+        ballast.write_bytes(bytes(BALLAST_MIB << 20))
         server = plot.server().start()
         full_under_load(field, plot, server)
         server.kill()
@@ -112,6 +105,7 @@ def full_at_start(field):
         server.kill()
         field.counts["killed"] += 1
         field.hits["a start on a full disk"] += 1
+    field.close(lake=False)
 
 
 def limited(field, plot, ignoring):

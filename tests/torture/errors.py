@@ -8,7 +8,7 @@ import time
 
 from .field import Field, load_until_death
 from .rig import Broken, Client, EndedAtStart, verify, wait_until
-from .strace import Attached, wrapper
+from .strace import Attached, check, wrapper
 
 MOST = 200
 ABORTED, KILLED = -6, -9
@@ -30,6 +30,7 @@ def sweeps():
 
 
 def sweep(field: Field, one):
+    check()
     how, error, call = one
     if how == "lasting":
         with field.cycle(f"{error} of {call} while it lasts") as plot:
@@ -48,7 +49,7 @@ def sweep(field: Field, one):
         # From some call on: what differs is where it begins, and early is where that is.
         number += 1 if how != "from" or number < 4 else number // 2
         if not hit or (field.over() and number > 2):
-            field.counts["sweeps cut short" if hit else "sweeps ended"] += 1
+            field.counts["sweeps ended"] += not hit
             return
 
 

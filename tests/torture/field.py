@@ -8,9 +8,10 @@ import time
 import traceback
 from pathlib import Path
 
-from .rig import Broken, Client, EndedAtStart, Plot, verify, verify_lake, wait_until
+from .rig import Broken, Client, EndedAtStart, Plot, end_all, verify, verify_lake, wait_until
 
 LIVES_OF_A_PLOT = 50
+TURNS_AT_ONCE = 4
 
 
 class Skip(Exception):
@@ -28,9 +29,25 @@ class Field:
         self.broken, self.skipped = [], []
         self.plots = 0
         self.current = None
+        self._turns = collections.Counter()
 
     def over(self):
         return time.monotonic() > self.deadline
+
+    def turns(self, key, most):
+        """The next few turns of a sweep, from where it stood: so that all sweeps come forward together."""
+        for _ in range(TURNS_AT_ONCE):
+            if self._turns[key] >= most:
+                break
+            self._turns[key] += 1
+            yield self._turns[key]
+        else:
+            return
+        self.from_the_first(key)
+
+    def from_the_first(self, key):
+        """A sweep has come to its end."""
+        self._turns[key] = 0
 
     def plot(self, fresh=False):
         """The data folder to go on with; after fifty lives its lake is checked to the last row and a new one begun.
@@ -66,8 +83,10 @@ class Field:
         try:
             yield
         except Skip as skip:
+            end_all()
             self.skipped.append(str(skip))
         except (Broken, EndedAtStart, OSError, AssertionError) as fault:
+            end_all()
             kind = getattr(fault, "kind", "other")
             text = str(fault) if isinstance(fault, (Broken, EndedAtStart)) else traceback.format_exc()
             self.counts["broken"] += 1
@@ -80,9 +99,11 @@ class Field:
     def cycle(self, label, fresh=False):
         """One try: yields the plot. What breaks in it is written down and does not end the sweep."""
         plot = self.plot(fresh)
-        broken = self.counts["broken"]
+        broken, skipped = self.counts["broken"], len(self.skipped)
         with self.guard(plot, label):
             yield plot
+        if len(self.skipped) > skipped:
+            return
         self.counts["cycles"] += 1
         self.counts["survived"] += self.counts["broken"] == broken
         self.tell(self.counts)

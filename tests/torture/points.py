@@ -31,11 +31,11 @@ def sweeps():
 
 
 def sweep(field: Field, point):
-    """Dies at `point`, turn after turn, until a run does not come to it that often."""
+    """Dies at `point`, turn after turn, until a run does not come to it that often; a few turns at a time."""
     if not FAULTS.exists():
         raise Skip(f"kill points: {FAULTS} is not built")
     needs, missed = NEEDS.get(point, {}), 0
-    for turn in range(1, needs.get("turns", TURNS_MOST) + 1):
+    for turn in field.turns(point, needs.get("turns", TURNS_MOST)):
         # Retention takes events away that a client may send again: they would be new. Its plots are apart.
         fresh = bool(needs.get("apart")) or (field.random.random() < 0.1)
         dead = False
@@ -49,7 +49,10 @@ def sweep(field: Field, point):
             field.close()
         missed += not dead
         # A run that by chance did not come to it once is not the end yet.
-        if missed and (field.hits[point] or missed == MISSES_MOST) or (field.over() and field.hits[point]):
+        if missed and (field.hits[point] or missed == MISSES_MOST):
+            field.from_the_first(point)
+            return
+        if field.over() and field.hits[point]:
             return
 
 

@@ -1,11 +1,11 @@
-"""kill -9 at the Nth system call of a kind, N = 1, 2, 3, …, until a run does not get that far."""
+"""kill -9 at the Nth system call of a kind, N = 1, 2, 3, …, until a run does not get that far; a few at a time."""
 
 import contextlib
 import time
 
 from .field import Field, load_until_death
 from .rig import Broken, Client, EndedAtStart, wait_until
-from .strace import Attached, wrapper
+from .strace import Attached, check, wrapper
 
 KILLED = -9
 MOST = 400
@@ -33,10 +33,11 @@ def sweeps():
 
 
 def sweep(field: Field, where_and_call):
+    check()
     where, call = where_and_call
     if where_and_call == LINKED:
         return sweep_linked(field)
-    for number in range(1, MOST):
+    for number in field.turns(where_and_call, MOST):
         dead = False
         with field.cycle(f"{call} of {where}:{number}", fresh=where == FRESH) as plot:
             kill = kill_started if where in (FRESH, USED) else kill_thread
@@ -47,9 +48,9 @@ def sweep(field: Field, where_and_call):
             field.recover(plot)
         if not dead:
             field.counts["sweeps ended"] += 1
+            field.from_the_first(where_and_call)
             return
         if field.over():
-            field.counts["sweeps cut short"] += 1
             return
 
 
