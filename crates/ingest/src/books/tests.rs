@@ -156,7 +156,7 @@ impl Run {
                 let refused = self.model.refused.entry(tenant(t)).or_default();
                 *refused = (refused.0 + 1, refused.1 + bytes);
             }
-            Step::Settle(_, ..) | Step::Shed(_) if self.under.is_empty() => {}
+            Step::Settle(..) | Step::Shed(_) if self.under.is_empty() => {}
             Step::Settle(at, k, o, n) => {
                 let at = at.index(self.under.len());
                 let under = &mut self.under[at];
