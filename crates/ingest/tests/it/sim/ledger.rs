@@ -10,8 +10,8 @@ use std::{
 };
 
 use tidegate_event::{
-    BatchEncoder, BatchView, Code, EncodedBatch, EventTime, EventType, ReceivedAt, SchemaRef,
-    TenantId, record::Record,
+    BatchEncoder, BatchView, Code, EncodedBatch, EventTime, EventType, Offset, ReceivedAt,
+    SchemaRef, TenantId, record::Record,
 };
 use tidegate_ingest::{
     books::{Books, Gap, Minute, Outcome, Tally, UnloggedLedger},
@@ -88,7 +88,7 @@ fn count(batch: &EncodedBatch, into: &mut Counts) {
 
 /// Counts what the log holds from `from` on.
 fn recount(log: &LogHandle, from: u64, into: &mut Counts) {
-    let mut reader = log.read_from(tidegate_event::Offset(from)).unwrap();
+    let mut reader = log.read_from(Offset(from)).unwrap();
     while let Some(entry) = reader.next().unwrap() {
         let Entry::Frame(frame) = entry else { panic!("{entry:?}") };
         let view = BatchView::parse(&frame.body).unwrap();
@@ -392,12 +392,26 @@ fn retention_takes_no_events_that_the_ledger_lacks() {
         run.config.segment_bytes = Size(1 << 10);
         run.config.retention_bytes = Size(4 << 10);
         let process = run.start();
-        run.fs.crash_on("remove", ".seg");
-        let until = Instant::now() + Duration::from_secs(30);
-        while !run.fs.crashed() {
+        let until = Instant::now() + Duration::from_secs(60);
+        let append = |run: &mut Run| {
             run.append(&process);
             assert!(Instant::now() < until, "nothing was removed");
             std::thread::sleep(Duration::from_millis(10));
+        };
+        // The first removal comes behind the whole ledger, later ones behind what was added to it.
+        let removed_past = |offset| offset < process.writer.log().earliest();
+        if seed % 2 == 1 {
+            while !removed_past(Offset(0)) {
+                append(&mut run);
+            }
+            let counted_whole = process.writer.log().latest();
+            while !removed_past(counted_whole) {
+                append(&mut run);
+            }
+        }
+        run.fs.crash_on("remove", ".seg");
+        while !run.fs.crashed() {
+            append(&mut run);
         }
         run.fs.reboot();
         drop(process);
