@@ -84,6 +84,8 @@ counter! {
     log_torn_tails(partition) = "tidegate_log_torn_tails_total";
     #[doc = "Events in stretches of the log that failed their checksum."]
     log_quarantined_events(partition) = "tidegate_log_quarantined_events_total";
+    #[doc = "Events dropped without an outcome: must stay 0."]
+    books_unaccounted() = "tidegate_books_unaccounted_events_total";
     #[doc = "Rows written, by sink."]
     sink_rows(sink) = "tidegate_sink_rows_total";
     #[doc = "Attempts that failed and are made again, by sink."]
@@ -101,6 +103,8 @@ gauge! {
     books_difference() = "tidegate_books_difference_events";
     #[doc = "Events received whose outcome is not known yet."]
     books_in_flight() = "tidegate_books_in_flight_events";
+    #[doc = "What the last audit found missing or too much at a sink, in events: must be 0."]
+    books_sink_difference(sink) = "tidegate_books_sink_difference_events";
     #[doc = "Events since the books were opened, by tenant and what became of them."]
     books_events(tenant, outcome) = "tidegate_books_events";
     #[doc = "Accepted events a sink has not made visible yet."]

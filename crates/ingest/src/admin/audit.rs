@@ -12,13 +12,15 @@ use std::{
 use axum::{Json, extract::State};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tidegate_event::{EventType, Offset, TenantId};
+use tidegate_event::{EventType, Offset, Partition, TenantId};
 
 use super::{
-    Problem, Shared,
+    Problem, Shared, books,
     records::{Next, scan},
 };
 use crate::{
+    books::Reasons,
+    metrics,
     pipeline::Pipeline,
     sink::{
         Counts, Lane, SinkConfig,
@@ -33,6 +35,9 @@ const MISSING_SHOWN: usize = 1000;
 
 type Key = (TenantId, EventType);
 
+/// Damaged stretches told at most; all are counted.
+const STRETCHES_SHOWN: usize = 100;
+
 /// One tenant and event type.
 #[derive(Debug, Default, Serialize)]
 struct Line {
@@ -42,6 +47,8 @@ struct Line {
     deduplicated: u64,
     rejected: u64,
     shed: u64,
+    /// Why events were rejected or shed.
+    reasons: Reasons,
     /// Accepted and dead-lettered events found in the log that the ledger does not know, or the
     /// other way round; absent where retention has removed part of the log.
     log_difference: Option<i64>,
@@ -79,14 +86,15 @@ pub(super) async fn audit(State(pipeline): State<Shared>) -> Result<Json<Value>,
 }
 
 fn balance(pipeline: &Pipeline) -> Result<Value, Problem> {
-    let (books_difference, in_flight) = pipeline.books_difference();
+    let standing = pipeline.books_standing();
     let sinks = counts(pipeline)?;
     let files = files(pipeline, &sinks)?;
     let ledgers = ledgers_behind(pipeline, &sinks);
-    let (in_log, log_lost) = count_log(pipeline, &ledgers, &sinks)?;
+    let (in_log, lost) = count_log(pipeline, &ledgers, &sinks)?;
     let mut lines = lines_of(pipeline, &ledgers);
     let whole = pipeline.logs.iter().all(|log| log.earliest() == Offset(0));
-    let mut difference = books_difference.unsigned_abs();
+    let mut difference = standing.difference.unsigned_abs();
+    let mut at_sinks = BTreeMap::<&str, u64>::new();
     let mut ledger_minus_log = 0i64;
     for (key, line) in &mut lines {
         let empty = InLog::default();
@@ -100,23 +108,32 @@ fn balance(pipeline: &Pipeline) -> Result<Value, Problem> {
         for (index, counts) in sinks.iter().enumerate() {
             let behind = found.behind.get(index).copied().unwrap_or_default();
             let sink = sink_line(key, line, counts, behind, files.get(&counts.sink));
-            difference +=
-                sink.difference.unsigned_abs() + sink.dead_letters_difference.unsigned_abs();
-            difference += sink.files_difference.unwrap_or(0).unsigned_abs();
+            let differences =
+                [Some(sink.difference), Some(sink.dead_letters_difference), sink.files_difference];
+            *at_sinks.entry(&counts.sink).or_default() +=
+                differences.iter().flatten().map(|n| n.unsigned_abs()).sum::<u64>();
             line.sinks.insert(counts.sink.clone(), sink);
         }
     }
-    // Events in stretches that failed their checksum are of no type any more: they are taken out of
-    // the sum, and told apart.
-    if whole {
-        difference += (ledger_minus_log - signed(log_lost)).unsigned_abs();
+    for (sink, off) in at_sinks {
+        difference += off;
+        metrics::books_sink_difference(sink, signed(off));
     }
-    let lost = json!({ "events": log_lost });
+    // Events in stretches that failed their checksum are of no type any more: they are taken out of
+    // the sum, and told apart. Where that was before the ledger had them, it does not count them.
+    if whole {
+        let never_counted: u64 = ledgers.iter().map(|ledger| ledger.lost).sum();
+        difference +=
+            (ledger_minus_log + signed(never_counted) - signed(lost.events)).unsigned_abs();
+    }
     Ok(json!({
         "balanced": difference == 0,
         "difference": difference,
-        "books_difference": books_difference,
-        "in_flight": in_flight,
+        "books_difference": standing.difference,
+        "in_flight": standing.in_flight,
+        "unaccounted": standing.unaccounted,
+        "refused": standing.refused,
+        "gaps": books::gaps(pipeline),
         "log_quarantined": lost,
         "log_counted_whole": whole,
         "tenants": lines.iter().map(|((t, e), line)| shown(t, e, line)).collect::<Vec<_>>(),
@@ -172,12 +189,14 @@ fn lines_of(pipeline: &Pipeline, ledgers: &[LedgerCopy]) -> BTreeMap<Key, Line> 
             let line = lines.entry(key.clone()).or_default();
             line.accepted += tally.accepted;
             line.dead_lettered += tally.dead_lettered;
-            line.deduplicated += tally.deduplicated;
         }
     }
-    for (tenant, page) in pipeline.books.copy() {
+    for (tenant, mut page) in pipeline.books.copy() {
         for (event_type, tally) in page.types {
+            let reasons = page.reasons.remove(&event_type).unwrap_or_default();
             let line = lines.entry((tenant.clone(), event_type)).or_default();
+            line.reasons = reasons;
+            line.deduplicated += tally.deduplicated;
             line.rejected += tally.rejected;
             line.shed += tally.shed;
         }
@@ -189,14 +208,40 @@ fn lines_of(pipeline: &Pipeline, ledgers: &[LedgerCopy]) -> BTreeMap<Key, Line> 
     lines
 }
 
-/// Counts the log up to the ledgers; also how many offsets are in no readable frame.
+/// Events in stretches of the log that failed their checksum.
+#[derive(Debug, Default, Serialize)]
+struct Lost {
+    events: u64,
+    /// The first of them.
+    stretches: Vec<Stretch>,
+}
+
+/// Offsets `from` to before `to`.
+#[derive(Debug, Serialize)]
+struct Stretch {
+    partition: Partition,
+    from: Offset,
+    to: Offset,
+}
+
+impl Lost {
+    fn add(&mut self, partition: Partition, from: Offset, to: Offset) {
+        let events = to.since(from);
+        self.events += events;
+        if events > 0 && self.stretches.len() < STRETCHES_SHOWN {
+            self.stretches.push(Stretch { partition, from, to });
+        }
+    }
+}
+
+/// Counts the log up to the ledgers; also the offsets that are in no readable frame.
 fn count_log(
     pipeline: &Pipeline,
     ledgers: &[LedgerCopy],
     sinks: &[Counts],
-) -> Result<(BTreeMap<Key, InLog>, u64), Problem> {
+) -> Result<(BTreeMap<Key, InLog>, Lost), Problem> {
     let mut found = BTreeMap::<Key, InLog>::new();
-    let mut lost = 0;
+    let mut lost = Lost::default();
     for log in &pipeline.logs {
         let as_of = ledgers.iter().find(|l| l.partition == log.partition()).map(|l| l.as_of);
         let Some(as_of) = as_of else { continue };
@@ -205,10 +250,11 @@ fn count_log(
             .map(|s| s.up_to.get(&log.partition()).copied().unwrap_or_default())
             .collect();
         let from = log.earliest();
-        let mut seen = 0;
+        let mut expected = from;
         // One batch is of one tenant and mostly of one type: the entry is looked up when it changes.
         scan(log, from, as_of, |event| {
-            seen += 1;
+            lost.add(event.partition, expected, event.offset);
+            expected = event.offset.plus(1);
             let Some(entry) = entry_of(&mut found, event.batch.tenant, event.record.kind.name)
             else {
                 return Ok(Next::Continue);
@@ -227,7 +273,8 @@ fn count_log(
             }
             Ok(Next::Continue)
         })?;
-        lost += as_of.since(from.max(log.earliest())).saturating_sub(seen);
+        // What retention removed meanwhile is not lost.
+        lost.add(log.partition(), expected.max(log.earliest()), as_of);
     }
     Ok((found, lost))
 }

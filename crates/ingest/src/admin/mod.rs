@@ -5,6 +5,7 @@
 
 mod api;
 mod audit;
+mod books;
 mod dead_letters;
 mod guard;
 mod problem;
@@ -90,6 +91,7 @@ fn api_routes() -> Router<Shared> {
         .route("/offsets", routing::get(status::offsets))
         .route("/audit", routing::get(audit::audit))
         .route("/audit/ids", routing::post(audit::ids).layer(DefaultBodyLimit::max(IDS_BYTES_MAX)))
+        .route("/books", routing::get(books::books))
         .route("/tail", routing::get(tail::tail))
         .route("/dead-letters", routing::get(dead_letters::list))
         .route("/dead-letters/redrive", routing::post(dead_letters::redrive))

@@ -29,9 +29,7 @@ fn publish(pipeline: &Pipeline) {
     for stage in pipeline.stages() {
         metrics::stage_held_bytes(stage.name, i64::try_from(stage.held_bytes).unwrap_or(i64::MAX));
     }
-    let (difference, in_flight) = pipeline.books_difference();
-    metrics::books_difference(difference);
-    metrics::books_in_flight(i64::try_from(in_flight).unwrap_or(i64::MAX));
+    pipeline.books_standing();
     for (tenant, page) in pipeline.books.copy() {
         if pipeline.tenants.get(&tenant).is_none() {
             continue;
@@ -86,6 +84,6 @@ pub(super) async fn status(State(pipeline): State<Shared>) -> Json<Value> {
         "stages": pipeline.stages(),
         "partitions": partitions(&pipeline),
         "sinks": pipeline.sinks.status(),
-        "books": { "difference": difference, "in_flight": in_flight },
+        "books": { "difference": difference, "in_flight": in_flight, "gaps": pipeline.books_gaps().count },
     }))
 }

@@ -14,6 +14,7 @@ use super::{
     fault::{Fault, Verdict},
     human,
     journal::Pieces,
+    minutes::{self, Gaps, MinuteArgs},
     out::{Tone, remark},
     table::Table,
 };
@@ -36,17 +37,21 @@ Per tenant and event type,
   accepted = stored + pending + quarantined + skipped,
 where the log and the files are counted, not believed. The last columns say where the books differ
 from what was counted: from the log, and for each sink in accepted events, dead letters and rows
-in files. With --journal every event that a client was told is kept must be in the log.
+in files. With --since the books are shown minute by minute too. With --journal every event that a client was told is kept must be in the log.
 Exit status 1 if anything differs.
 
 Examples:
   ingestctl audit
+  ingestctl audit --since 10m
   ingestctl audit --journal acknowledged.ndjson
   ingestctl audit --json | jq '.tenants[] | select(.tenant == \"acme\")'")]
 pub struct AuditArgs {
     /// Ids of acknowledged events, as `send --journal` and `load --journal` write them
     #[arg(long, value_name = "FILE")]
     journal: Option<PathBuf>,
+    /// Minute by minute.
+    #[command(flatten)]
+    minutes: MinuteArgs,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -56,6 +61,9 @@ struct Audit {
     difference: i64,
     in_flight: u64,
     books_difference: i64,
+    unaccounted: u64,
+    gaps: Gaps,
+    refused: Refused,
     log_quarantined: Quarantined,
     log_counted_whole: Option<bool>,
     tenants: Vec<Row>,
@@ -66,6 +74,24 @@ struct Audit {
 #[serde(default)]
 struct Quarantined {
     events: u64,
+    stretches: Vec<Stretch>,
+}
+
+/// Offsets `from` to before `to`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Stretch {
+    partition: u32,
+    from: u64,
+    to: u64,
+}
+
+/// Requests refused before their events were counted.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Refused {
+    requests: u64,
+    bytes: u64,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -123,6 +149,7 @@ pub async fn run(args: &AuditArgs, context: &Context) -> Result<Verdict, Fault> 
     };
     let mut document = admin.get(PATH).await?;
     let audit: Audit = admin::shape(PATH, &document)?;
+    let minutes = args.minutes.ask(&admin).await?;
     let complete = journaled.as_ref().is_none_or(|j| j.missing_count == 0);
     if context.out.json {
         if let (Some(found), Some(fields)) = (journaled, document.as_object_mut()) {
@@ -130,8 +157,16 @@ pub async fn run(args: &AuditArgs, context: &Context) -> Result<Verdict, Fault> 
                 "missing": found.missing, "torn": found.torn});
             fields.insert("journal".to_owned(), found);
         }
+        if let (Some(books), Some(fields)) = (&minutes, document.as_object_mut()) {
+            for name in ["minutes", "minutes_since", "minutes_truncated"] {
+                fields.insert(name.to_owned(), books.get(name).cloned().unwrap_or_default());
+            }
+        }
         context.out.document(&document)?;
     } else {
+        if let Some(minutes) = &minutes {
+            minutes::show(context, minutes)?;
+        }
         show(context, &audit)?;
         if let Some(found) = &journaled {
             show_journal(context, found)?;
@@ -291,6 +326,18 @@ fn conclude(context: &Context, audit: &Audit) -> Result<(), Fault> {
         let text = human::things(audit.in_flight, "event is", "events are");
         context.out.line(&format!("{text} in flight"))?;
     }
+    if audit.refused.requests > 0 {
+        let requests = human::things(audit.refused.requests, "request was", "requests were");
+        let bytes = human::bytes(audit.refused.bytes);
+        let text = format!("{requests} refused before their events were counted ({bytes})");
+        context.out.line(&text)?;
+    }
+    minutes::show_gaps(context, &audit.gaps)?;
+    if audit.unaccounted > 0 {
+        let lost = human::things(audit.unaccounted, "event was", "events were");
+        let text = format!("{lost} dropped without an outcome: a defect, please report it");
+        context.out.line(&context.out.paint(Tone::Bad, &text))?;
+    }
     if audit.books_difference != 0 {
         let text = format!("received and outcomes differ by {}", audit.books_difference);
         context.out.line(&context.out.paint(Tone::Bad, &text))?;
@@ -299,6 +346,9 @@ fn conclude(context: &Context, audit: &Audit) -> Result<(), Fault> {
         let lost = human::things(audit.log_quarantined.events, "event", "events");
         let text = format!("{lost} in the log failed their checksum and are set aside");
         context.out.line(&context.out.paint(Tone::Bad, &text))?;
+        for Stretch { partition, from, to } in &audit.log_quarantined.stretches {
+            context.out.line(&format!("  partition {partition}, offsets {from} to before {to}"))?;
+        }
     }
     if audit.log_counted_whole == Some(false) {
         context

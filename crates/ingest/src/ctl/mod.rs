@@ -17,6 +17,7 @@ pub mod fault;
 pub mod human;
 pub mod journal;
 pub mod load;
+mod minutes;
 pub mod offsets;
 pub mod out;
 pub mod public;

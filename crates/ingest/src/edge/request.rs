@@ -11,6 +11,7 @@ use std::{
 use http::{HeaderValue, Method, Request, StatusCode, Version, header, request::Parts};
 use http_body::Body;
 use hyper::body::Incoming;
+use tidegate_event::ReceivedAt;
 use tokio::sync::Semaphore;
 use tracing::Instrument;
 
@@ -28,7 +29,7 @@ use super::{
     work::{Done, EDGE_FULL_FOR, Work},
 };
 use crate::{
-    books::{Books, Tally},
+    books::{Books, Outcome, Unread},
     clock::Clock,
     faults::{self, Bug, Point, planted},
     metrics,
@@ -193,35 +194,34 @@ async fn respond(
         }
         known => known?,
     };
-    let gate = gate(shared, &parts, &caller, &candidates, declared, exchange);
-    let (protocol, coding) = gate.inspect_err(|_| refuse_unread(shared, &caller, declared))?;
+    // From here on no way out, not even a client that hangs up, leaves nothing in the books.
+    let mut unread = shared.books.unread(&caller.tenant.id, declared);
+    let (protocol, coding) = gate(shared, &parts, &caller, &candidates, declared, exchange)?;
 
     let read = body::read(body, shared.read_limits(), &shared.budget).await;
-    let (bytes, permit) = read.map_err(|error| {
-        refuse_unread(shared, &caller, declared);
-        unreadable(&error)
-    })?;
+    let (bytes, permit) = read.map_err(|error| unreadable(&error))?;
     exchange.unread = false;
     faults::at(Point::BodyRead);
     let length = bytes.len() as u64;
+    unread.set_bytes(length);
     if let (None, Some(account)) = (declared, &exchange.account) {
         account.charge_bytes(length);
     }
+    let received_at = shared.clock.now();
     let work = Work {
         parts,
         body: bytes,
         coding,
         protocol,
-        caller: caller.clone(),
+        caller,
         judge: Arc::clone(&shared.judge),
         limits: Arc::clone(&shared.limits),
-        received_at: shared.clock.now(),
+        received_at,
         base_id: exchange.base_id,
         permit,
     };
-    let done = run(shared, work).await;
-    let done = done.inspect_err(|_| refuse_unread(shared, &caller, Some(length)))?;
-    settle(shared, &caller, protocol, done, exchange).await
+    let done = run(shared, work).await?;
+    settle(shared, (unread, received_at), protocol, done, exchange).await
 }
 
 fn health(shared: &Shared, parts: &Parts) -> Option<Answer> {
@@ -351,11 +351,6 @@ fn unreadable(error: &ReadError) -> Refusal {
     Refusal::problem(problem, error.to_string())
 }
 
-/// Requests whose events nobody counted are counted themselves.
-fn refuse_unread(shared: &Shared, caller: &Caller, bytes: Option<u64>) {
-    shared.books.refuse_unread(&caller.tenant.id, bytes.unwrap_or(0));
-}
-
 async fn run(shared: &Shared, work: Work) -> Result<Done, Refusal> {
     let light = match work.coding {
         Coding::Identity => LIGHT_BYTES,
@@ -382,21 +377,23 @@ async fn run(shared: &Shared, work: Work) -> Result<Done, Refusal> {
 /// Books, quota, append, answer.
 async fn settle(
     shared: &Shared,
-    caller: &Caller,
+    (unread, received_at): (Unread, ReceivedAt),
     protocol: &'static Protocol,
     done: Done,
     exchange: &mut Exchange,
 ) -> Result<Answer, Refusal> {
     let received: Vec<_> =
-        done.types.iter().map(|(name, tally)| (name.clone(), tally.received)).collect();
+        done.types.iter().map(|(name, items)| (name.clone(), items.received)).collect();
     let events = received.iter().map(|(_, count)| count).sum();
-    let mut entry = shared.books.open(&caller.tenant.id, received);
+    let mut entry = unread.count(received_at, received);
     if let Some(Err((reason, after))) = exchange.account.as_ref().map(|a| a.take_events(events)) {
-        entry.shed();
+        entry.shed(reason);
         return Err(Refusal::shed(reason, after));
     }
-    for (name, tally) in done.types.iter().filter(|(_, tally)| tally.rejected != 0) {
-        entry.settle(name, &Tally { rejected: tally.rejected, ..Tally::default() });
+    for (name, items) in &done.types {
+        for (code, events) in items.rejected.iter() {
+            entry.settle(name, Outcome::Rejected(code), events);
+        }
     }
     let Some(batch) = done.batch else {
         let nothing = done.nothing.map(|n| n.refusal(done.errors, done.errors_truncated));

@@ -19,7 +19,7 @@ use super::{
     protocol::{Arrived, Found, Place, Protocol},
 };
 use crate::{
-    books::Tally,
+    books::ByReason,
     faults::{Bug, planted},
     normalize::{Item, JudgeContext, Judged, Verdict},
     shed::ShedReason,
@@ -54,8 +54,8 @@ pub(super) struct Work {
 
 /// A body, judged.
 pub(super) struct Done {
-    /// Items of each type, and how many of them were rejected.
-    pub types: Vec<(EventType, Tally)>,
+    /// Items of each type, and which of them were rejected.
+    pub types: Vec<(EventType, Items)>,
     /// What is to be appended; `None` where nothing can be kept.
     pub batch: Option<EncodedBatch>,
     /// The indexes of the dead letters in the batch, in order.
@@ -67,6 +67,15 @@ pub(super) struct Done {
     pub nothing: Option<Nothing>,
     /// Holds the memory of the batch.
     pub permit: Permit,
+}
+
+/// The items of one type in one body.
+#[derive(Default)]
+pub(super) struct Items {
+    /// All of them.
+    pub received: u64,
+    /// Those that cannot be kept, by reason.
+    pub rejected: ByReason<Code>,
 }
 
 /// What the rejected items of a body have in common.
@@ -181,26 +190,26 @@ fn empty() -> Refusal {
 /// Counts per type; most requests are of one.
 #[derive(Default)]
 struct Kinds {
-    types: Vec<(EventType, Tally)>,
+    types: Vec<(EventType, Items)>,
     places: HashMap<EventType, usize>,
     last: usize,
 }
 
 impl Kinds {
-    fn count(&mut self, event_type: &EventType) -> Option<&mut Tally> {
+    fn count(&mut self, event_type: &EventType) -> Option<&mut Items> {
         if self.types.get(self.last).is_none_or(|(known, _)| known != event_type) {
             self.last = match self.places.get(event_type) {
                 Some(place) => *place,
                 None => {
                     self.places.insert(event_type.clone(), self.types.len());
-                    self.types.push((event_type.clone(), Tally::default()));
+                    self.types.push((event_type.clone(), Items::default()));
                     self.types.len() - 1
                 }
             };
         }
-        let (_, tally) = self.types.get_mut(self.last)?;
-        tally.received += 1;
-        Some(tally)
+        let (_, items) = self.types.get_mut(self.last)?;
+        items.received += 1;
+        Some(items)
     }
 }
 
@@ -329,8 +338,8 @@ impl Bench<'_> {
             Err(refusal) => return self.stop(refusal),
         };
         let unnamed = EventType::unnamed();
-        if let Some(tally) = self.kinds.count(event_type.unwrap_or(&unnamed)) {
-            tally.rejected += 1;
+        if let Some(items) = self.kinds.count(event_type.unwrap_or(&unnamed)) {
+            items.rejected.add(reason.code, 1);
         }
         self.rejected.count += 1;
         self.rejected.invalid += u64::from(!reason.code.is_rejection());
@@ -412,7 +421,7 @@ fn mend(code: Code) -> &'static str {
 }
 
 struct Finished {
-    types: Vec<(EventType, Tally)>,
+    types: Vec<(EventType, Items)>,
     batch: Option<EncodedBatch>,
     dead: Vec<u32>,
     rejected: u64,

@@ -4,14 +4,13 @@
 //! Stop: edge (no new requests, the ones under way are answered) → writers (queue, last sync) →
 //! sinks (flush what is in the log) → books.
 
-mod edge_ledger;
 pub mod redrive;
 mod run;
 
 use std::{
     path::PathBuf,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Instant,
@@ -22,16 +21,15 @@ use tokio::sync::watch;
 
 pub use run::{Options, StartError, run};
 
-use edge_ledger::EdgeLedger;
-
 use crate::{
     admin,
-    books::Books,
+    books::{Books, Gaps, Standing, UnloggedLedger},
     clock::Clock,
     config::{self, Config},
     edge::{EdgeHandle, budget::Budget},
     faults::{Bug, planted},
     log::LogHandle,
+    metrics,
     normalize::Normalizer,
     sink::Sinks,
     tenants::Tenants,
@@ -74,7 +72,7 @@ pub struct Pipeline {
     pub started: Instant,
     /// One re-drive at a time.
     pub redrives: tokio::sync::Mutex<()>,
-    edge_ledger: Mutex<EdgeLedger>,
+    unlogged: Mutex<UnloggedLedger>,
     generation: AtomicU64,
     draining: watch::Sender<bool>,
 }
@@ -138,17 +136,27 @@ impl Pipeline {
         vec![edge, writer]
     }
 
+    /// How the books stand; also says so in the metrics.
+    pub fn books_standing(&self) -> Standing {
+        let standing = self.books.standing();
+        metrics::books_difference(standing.difference);
+        metrics::books_in_flight(i64::try_from(standing.in_flight).unwrap_or(i64::MAX));
+        metrics::books_unaccounted(0);
+        standing
+    }
+
     /// Events that were received and have no outcome, apart from those in flight, and those in
     /// flight.
     #[must_use]
     pub fn books_difference(&self) -> (i64, u64) {
-        let (mut difference, mut in_flight) = (0i128, 0u64);
-        for page in self.books.copy().values() {
-            let unsettled: i128 = page.types.values().map(|tally| tally.unsettled()).sum();
-            difference += unsettled - i128::from(page.in_flight);
-            in_flight += page.in_flight;
-        }
-        (i64::try_from(difference).unwrap_or(i64::MAX), in_flight)
+        let standing = self.books_standing();
+        (standing.difference, standing.in_flight)
+    }
+
+    /// The times in which it is not known what was refused.
+    #[must_use]
+    pub fn books_gaps(&self) -> Gaps {
+        self.unlogged().gaps().clone()
     }
 
     /// Which configuration is live.
@@ -157,12 +165,24 @@ impl Pipeline {
         self.generation.load(Ordering::Relaxed)
     }
 
-    /// Writes what the edge refused, if it changed.
+    fn unlogged(&self) -> MutexGuard<'_, UnloggedLedger> {
+        self.unlogged.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes what left nothing in the log.
     ///
     /// # Errors
     /// As writing a file; tried again at the next call.
-    pub fn write_edge_ledger(&self) -> std::io::Result<()> {
-        self.edge_ledger.lock().unwrap_or_else(PoisonError::into_inner).write(&self.books)
+    pub fn write_books(&self) -> std::io::Result<()> {
+        self.unlogged().write(&self.books, self.clock.now())
+    }
+
+    /// The last record of a clean stop.
+    ///
+    /// # Errors
+    /// As writing a file; the next start notes that it does not know.
+    pub fn close_books(&self) -> std::io::Result<()> {
+        self.unlogged().close(&self.books, self.clock.now())
     }
 
     /// Stops taking events; the process ends once all that was taken is where it belongs.

@@ -129,7 +129,7 @@ pub async fn append(
     // These ids are known to the log: the dead letters themselves brought them.
     batch.bypass_dedup = true;
     let counted = batch.tallies.iter().map(|t| (t.event_type.clone(), t.accepted));
-    let entry = pipeline.books.open(&tenant.id, counted.collect());
+    let entry = pipeline.books.open(&tenant.id, received_at, counted.collect());
     pipeline.writers.append(batch, entry).await.map_err(|e| e.to_string())?;
     Ok(Outcome { accepted, dead_lettered })
 }

@@ -7,16 +7,17 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tidegate_event::Offset;
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
     sync::watch,
 };
 
-use super::{Pipeline, edge_ledger::EdgeLedger};
+use super::Pipeline;
 use crate::{
     admin,
-    books::Books,
+    books::{Books, UnloggedLedger},
     clock::{Clock, SystemClock},
     config::{self, Config, ConfigError},
     edge::{self, EdgeParts, budget::Budget},
@@ -124,12 +125,11 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let admin = tokio::spawn(admin::serve(admin_listener, Arc::clone(&pipeline), stop));
     hello(&pipeline, edge.local_addr(), admin_address, dev_key.as_deref());
     let serving = tokio::spawn(edge.serve());
-    let ledger = tokio::spawn(keep_ledger(Arc::clone(&pipeline)));
+    let books = tokio::spawn(keep_books(Arc::clone(&pipeline)));
     let tenants = tokio::spawn(Arc::clone(&pipeline.tenants).watch());
 
     wait_for_the_end(&pipeline).await?;
     let result = stop_all(&pipeline, serving).await;
-    ledger.abort();
     tenants.abort();
     stop_admin.send(()).ok();
     match tokio::time::timeout(Duration::from_secs(2), admin).await {
@@ -138,7 +138,12 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         // A tail that somebody still follows: nothing is lost by cutting it.
         Err(_) => tracing::info!("open admin requests were cut"),
     }
-    result
+    books.abort();
+    // A record that is being written now comes before the last one or not at all.
+    books.await.ok();
+    let closing = Arc::clone(&pipeline);
+    let closed = tokio::task::spawn_blocking(move || closing.close_books()).await;
+    result.and(closed.map_err(part("books"))?.map_err(part("books")))
 }
 
 async fn bind(listen: &str, what: &'static str) -> Result<TcpListener, StartError> {
@@ -179,7 +184,7 @@ struct Built {
     normalizer: Arc<Normalizer>,
     books: Arc<Books>,
     clock: Arc<dyn Clock>,
-    ledger: EdgeLedger,
+    unlogged: UnloggedLedger,
 }
 
 impl Building {
@@ -211,10 +216,12 @@ impl Building {
         }
 
         let books = Arc::new(Books::default());
-        let ledger = EdgeLedger::open(Arc::clone(&storage), &dir, &opened.log_id, &books)
-            .map_err(part("books"))?;
         let log_id = opened.log_id.clone();
         let logs: Vec<_> = opened.partitions.iter().map(log::Log::handle).collect();
+        let log_is_empty = logs.iter().all(|log| log.latest() == Offset(0));
+        let (disk, now) = (Arc::clone(&storage), clock.now());
+        let unlogged = UnloggedLedger::open(disk, &dir, &log_id, log_is_empty, &books, now)
+            .map_err(part("books"))?;
         let sinks = sink::start(
             &config.sink,
             &SinkParts {
@@ -251,7 +258,7 @@ impl Building {
             normalizer: Arc::new(normalizer),
             books,
             clock,
-            ledger,
+            unlogged,
         })
     }
 }
@@ -303,7 +310,7 @@ impl Built {
             runtime: tokio::runtime::Handle::current(),
             started: Instant::now(),
             redrives: tokio::sync::Mutex::new(()),
-            edge_ledger: std::sync::Mutex::new(self.ledger),
+            unlogged: std::sync::Mutex::new(self.unlogged),
             generation: AtomicU64::new(1),
             draining,
         };
@@ -311,13 +318,18 @@ impl Built {
     }
 }
 
-/// Writes the edge's ledger once a second.
-async fn keep_ledger(pipeline: Arc<Pipeline>) {
+/// Once a second: writes what left nothing in the log, and says how the books stand.
+async fn keep_books(pipeline: Arc<Pipeline>) {
     let mut tick = tokio::time::interval(Duration::from_secs(1));
     loop {
         tick.tick().await;
         let writing = Arc::clone(&pipeline);
-        let done = tokio::task::spawn_blocking(move || writing.write_edge_ledger()).await;
+        let write = move || {
+            let written = writing.write_books();
+            writing.books_standing();
+            written
+        };
+        let done = tokio::task::spawn_blocking(write).await;
         if let Ok(Err(error)) = done {
             tracing::error!(%error, "the ledger of refusals could not be written; tried again in a second");
         }
@@ -362,7 +374,6 @@ async fn stop_all(
     let closed = tokio::task::spawn_blocking(move || writers.close()).await;
     closed.map_err(part("log"))?;
     pipeline.sinks.drain(left()).await;
-    pipeline.write_edge_ledger().map_err(part("books"))?;
     tracing::info!("stopped: all that was answered is in the log");
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! The writer's thread: takes a group, drops duplicates, appends, settles, answers.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -15,12 +15,11 @@ use super::{
     queue::{Job, Queue, Taken},
 };
 use crate::{
-    books::Tally,
+    books::{Minute, Outcome},
     clock::Clock,
     faults::{self, Point},
     log::{AppendFault, FrameBody, Hold, Log},
     metrics,
-    storage::Storage,
 };
 
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
@@ -29,7 +28,6 @@ pub(super) struct Writer {
     pub log: Log,
     pub queue: Arc<Queue>,
     pub clock: Arc<dyn Clock>,
-    pub storage: Arc<dyn Storage>,
     pub settings: WriterSettings,
     pub dedup: Dedup,
     pub ledger: Arc<Mutex<Ledger>>,
@@ -150,11 +148,13 @@ impl Writer {
                 .then(|| bases.next())
                 .flatten()
                 .and_then(|base| OffsetRange::new(*base, base.plus(batch.count.into())));
-            for (event_type, totals) in outcomes(&pass.job.batch, batch) {
-                ledger.add(&batch.tenant, &event_type, totals);
-                let Totals { accepted, dead_lettered, deduplicated } = totals;
-                let tally = Tally { accepted, dead_lettered, deduplicated, ..Tally::default() };
-                pass.job.entry.settle(&event_type, &tally);
+            let minute = Minute::of(batch.received_at);
+            for (event_type, (totals, known)) in outcomes(&pass.job.batch, batch) {
+                ledger.add(&batch.tenant, event_type, minute, totals);
+                let entry = &mut pass.job.entry;
+                entry.settle(event_type, Outcome::Accepted, totals.accepted);
+                entry.settle(event_type, Outcome::DeadLettered, totals.dead_lettered);
+                entry.settle(event_type, Outcome::Deduplicated, known);
             }
             let (partition, deduplicated) = (self.log.handle().partition(), pass.deduplicated);
             // The caller may have gone away: its events are durable and accounted for all the same.
@@ -196,7 +196,7 @@ impl Writer {
 
     fn save_ledger(&self) {
         let mut ledger = self.ledger();
-        match ledger.save(&*self.storage) {
+        match ledger.save() {
             Ok(()) => self.hold.advance(ledger.as_of()),
             Err(error) => {
                 tracing::error!(%error, "the ledger cannot be written; it is tried again");
@@ -225,25 +225,20 @@ impl Pass {
 }
 
 /// Per type: what of `whole` was appended as `kept`, and how many were known.
-fn outcomes(whole: &EncodedBatch, kept: &EncodedBatch) -> Vec<(EventType, Totals)> {
-    let mut all: Vec<(EventType, Totals)> = Vec::new();
+fn outcomes<'a>(
+    whole: &'a EncodedBatch,
+    kept: &'a EncodedBatch,
+) -> BTreeMap<&'a EventType, (Totals, u64)> {
+    let mut all: BTreeMap<_, (Totals, u64)> = BTreeMap::new();
     for tally in &whole.tallies {
-        let events = tally.accepted + tally.dead_lettered;
-        match all.iter_mut().find(|(event_type, _)| *event_type == tally.event_type) {
-            Some((_, totals)) => totals.deduplicated += events,
-            None => {
-                let totals = Totals { deduplicated: events, ..Totals::default() };
-                all.push((tally.event_type.clone(), totals));
-            }
-        }
+        let (_, known) = all.entry(&tally.event_type).or_default();
+        *known += tally.accepted + tally.dead_lettered;
     }
     for tally in &kept.tallies {
-        let same = all.iter_mut().find(|(event_type, _)| *event_type == tally.event_type);
-        let Some((_, totals)) = same else { continue };
+        let (totals, known) = all.entry(&tally.event_type).or_default();
         totals.accepted += tally.accepted;
         totals.dead_lettered += tally.dead_lettered;
-        totals.deduplicated =
-            totals.deduplicated.saturating_sub(tally.accepted + tally.dead_lettered);
+        *known = known.saturating_sub(tally.accepted + tally.dead_lettered);
     }
     all
 }

@@ -1,23 +1,25 @@
-//! The partition's ledger: per tenant and type, what the log was given, as of an offset.
+//! The partition's ledger: per tenant, type and minute, what the log was given, as of an offset.
 //!
-//! `ledger.json` is `{"crc32c":n,"ledger":{"version":1,"log_id":…,"as_of":offset,"tenants":{…}}}`, the
-//! checksum over the bytes of `ledger`. Only the writer's thread changes it, and it replaces the file
-//! whole: what it says up to `as_of` is exact, and what came after is read from the log. Only the
-//! number of duplicates since the last write is lost in a crash.
+//! `ledger.json` is a file of records (`books::record`): the first is the whole, each later one what
+//! was added up to a later offset. Only the writer's thread changes it, at most once a second. What
+//! it says up to its last `as_of` is exact, and what came after is read from the log: so it is exact
+//! after any crash.
 
-use std::{collections::BTreeMap, io, path::PathBuf};
+use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc};
 
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
 use tidegate_event::{BatchView, EventType, Offset, Partition, TenantId, record::TypeView};
 
 use crate::{
-    books::{Books, Tally},
-    log::{Entry, LogHandle, ReadError},
-    storage::{self, Storage},
+    books::{
+        Added, Books, Counts, Minute, ROWS_MAX, Sheet, Tally,
+        record::{self, Durable, RecordFile},
+    },
+    log::{Entry, Frame, LogHandle, ReadError},
+    storage::Storage,
 };
 
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// What the log was given, of one tenant and type.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,8 +29,22 @@ pub struct Totals {
     pub accepted: u64,
     /// Durable with a reason.
     pub dead_lettered: u64,
-    /// Known already by their id; not in the log.
-    pub deduplicated: u64,
+}
+
+impl Totals {
+    /// As the books count them.
+    #[must_use]
+    pub fn tally(&self) -> Tally {
+        let Self { accepted, dead_lettered } = *self;
+        Tally { received: accepted + dead_lettered, accepted, dead_lettered, ..Tally::default() }
+    }
+}
+
+impl Counts for Totals {
+    fn merge(&mut self, other: &Self) {
+        self.accepted += other.accepted;
+        self.dead_lettered += other.dead_lettered;
+    }
 }
 
 /// A partition's ledger at one moment.
@@ -38,32 +54,36 @@ pub struct LedgerCopy {
     pub partition: Partition,
     /// All below this offset is counted, nothing behind it.
     pub as_of: Offset,
+    /// Offsets that were damaged before they were counted: of no tenant and type.
+    pub lost: u64,
     /// Per tenant and type.
     pub types: BTreeMap<(TenantId, EventType), Totals>,
 }
 
-type Tenants = BTreeMap<TenantId, BTreeMap<EventType, Totals>>;
-
-#[derive(Serialize, Deserialize)]
-struct File<'a> {
-    crc32c: u32,
-    #[serde(borrow)]
-    ledger: &'a RawValue,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
+/// The first record.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Content {
+struct Whole {
     version: u32,
     log_id: String,
     as_of: u64,
-    tenants: Tenants,
+    lost: u64,
+    tenants: Sheet<Totals>,
 }
 
-#[derive(Debug)]
+/// Each later one.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Since {
+    as_of: u64,
+    added: Added<Totals>,
+}
+
 pub(super) struct Ledger {
-    path: PathBuf,
-    content: Content,
+    file: RecordFile,
+    whole: Whole,
+    /// In `whole`, and in no record yet.
+    added: Added<Totals>,
     changed: bool,
 }
 
@@ -78,54 +98,54 @@ pub(super) enum Found {
 impl Ledger {
     /// A copy of what it says, and up to where.
     pub fn copy(&self, partition: Partition) -> LedgerCopy {
-        let tenants = &self.content.tenants;
-        let each = tenants.iter().flat_map(|(tenant, types)| {
-            types.iter().map(move |(kind, totals)| ((tenant.clone(), kind.clone()), *totals))
+        let each = self.whole.tenants.iter().flat_map(|(tenant, leaf)| {
+            leaf.types.iter().map(move |(kind, totals)| ((tenant.clone(), kind.clone()), *totals))
         });
-        LedgerCopy { partition, as_of: self.as_of(), types: each.collect() }
+        let (as_of, lost) = (self.as_of(), self.whole.lost);
+        LedgerCopy { partition, as_of, lost, types: each.collect() }
     }
 
     /// Loads what was written last; empty where that is missing or damaged.
-    pub fn load(storage: &dyn Storage, path: PathBuf, log_id: &str) -> io::Result<(Self, Found)> {
-        let empty = Content {
+    pub fn load(
+        storage: Arc<dyn Storage>,
+        path: PathBuf,
+        log_id: &str,
+    ) -> io::Result<(Self, Found)> {
+        let empty = Whole {
             version: VERSION,
             log_id: log_id.to_owned(),
             as_of: 0,
-            tenants: BTreeMap::new(),
+            lost: 0,
+            tenants: Sheet::default(),
         };
-        let (content, found) = match storage.read(&path) {
-            Ok(bytes) => match decode(&bytes, log_id) {
-                Some(content) => (content, Found::Whole),
+        let (whole, found) = match record::read(&*storage, &path) {
+            Ok(records) => match decode(&records, log_id) {
+                Some(whole) => (whole, Found::Whole),
                 None => (empty, Found::Damaged),
             },
             Err(e) if e.kind() == io::ErrorKind::NotFound => (empty, Found::Missing),
             Err(e) => return Err(e),
         };
-        Ok((Self { path, content, changed: false }, found))
+        let file = RecordFile::new(storage, path);
+        Ok((Self { file, whole, added: Added::default(), changed: false }, found))
     }
 
     pub fn as_of(&self) -> Offset {
-        Offset(self.content.as_of)
+        Offset(self.whole.as_of)
     }
 
-    pub fn add(&mut self, tenant: &TenantId, event_type: &EventType, more: Totals) {
-        let types = match self.content.tenants.get_mut(tenant) {
-            Some(types) => types,
-            None => self.content.tenants.entry(tenant.clone()).or_default(),
-        };
-        let totals = match types.get_mut(event_type) {
-            Some(totals) => totals,
-            None => types.entry(event_type.clone()).or_default(),
-        };
-        totals.accepted += more.accepted;
-        totals.dead_lettered += more.dead_lettered;
-        totals.deduplicated += more.deduplicated;
+    pub fn add(&mut self, tenant: &TenantId, kind: &EventType, minute: Minute, more: Totals) {
+        if more == Totals::default() {
+            return;
+        }
+        self.whole.tenants.add(tenant, kind, Some(minute), &more);
+        self.added.add(tenant, kind, minute, ROWS_MAX, &more);
         self.changed = true;
     }
 
     pub fn set_as_of(&mut self, offset: Offset) {
-        self.changed |= self.content.as_of != offset.0;
-        self.content.as_of = offset.0;
+        self.changed |= self.whole.as_of != offset.0;
+        self.whole.as_of = offset.0;
     }
 
     /// Adds what the log holds from `as_of` on. Returns how many events those were.
@@ -137,8 +157,8 @@ impl Ledger {
             let mut reader = log.read_from(from)?;
             while reader.position() < latest {
                 match reader.next()? {
-                    Some(Entry::Frame(frame)) => events += self.add_frame(&frame.body),
-                    Some(Entry::Quarantined(_)) => {}
+                    Some(Entry::Frame(frame)) => events += self.add_frame(&frame),
+                    Some(Entry::Quarantined(range)) => self.whole.lost += range.count(),
                     None => break,
                 }
             }
@@ -147,17 +167,18 @@ impl Ledger {
         Ok(events)
     }
 
-    fn add_frame(&mut self, body: &[u8]) -> u64 {
-        let Some((tenant, totals)) = count(body) else {
+    fn add_frame(&mut self, frame: &Frame) -> u64 {
+        let Some((tenant, totals)) = count(&frame.body) else {
             tracing::error!(
                 "a whole frame of the log holds no batch; its events are not in the ledger"
             );
             return 0;
         };
+        let minute = Minute::of(frame.received_at);
         totals
             .into_iter()
             .map(|(event_type, totals)| {
-                self.add(&tenant, &event_type, totals);
+                self.add(&tenant, &event_type, minute, totals);
                 totals.accepted + totals.dead_lettered
             })
             .sum()
@@ -165,39 +186,39 @@ impl Ledger {
 
     /// Opens the books with it.
     pub fn restore(&self, books: &Books) {
-        for (tenant, types) in &self.content.tenants {
-            for (event_type, totals) in types {
-                let Totals { accepted, dead_lettered, deduplicated } = *totals;
-                let received = accepted + dead_lettered + deduplicated;
-                let tally =
-                    Tally { received, accepted, dead_lettered, deduplicated, ..Tally::default() };
-                books.restore(tenant, event_type, &tally);
-            }
-        }
+        books.restore(&self.whole.tenants, Totals::tally);
     }
 
-    /// Replaces the file, if there is anything new.
-    pub fn save(&mut self, storage: &dyn Storage) -> io::Result<()> {
+    /// Writes what is new, durably. After a failure all of it is written with the next try.
+    pub fn save(&mut self) -> io::Result<()> {
         if !self.changed {
             return Ok(());
         }
-        let ledger = serde_json::value::to_raw_value(&self.content)?;
-        let crc32c = crc32c::crc32c(ledger.get().as_bytes());
-        let mut bytes = serde_json::to_vec(&File { crc32c, ledger: &ledger })?;
-        bytes.push(b'\n');
-        storage::replace(storage, &self.path, &bytes)?;
+        // A failed write is followed by the whole: what was added need not be kept for it.
+        let since = Since { as_of: self.whole.as_of, added: std::mem::take(&mut self.added) };
+        if self.file.wants_whole() {
+            self.whole.tenants.trim();
+            self.file.replace(&self.whole)?;
+        } else {
+            self.file.append(&since, Durable::Now)?;
+        }
         self.changed = false;
         Ok(())
     }
 }
 
-fn decode(bytes: &[u8], log_id: &str) -> Option<Content> {
-    let file: File<'_> = serde_json::from_slice(bytes).ok()?;
-    if crc32c::crc32c(file.ledger.get().as_bytes()) != file.crc32c {
+fn decode(records: &[Box<serde_json::value::RawValue>], log_id: &str) -> Option<Whole> {
+    let (first, later) = records.split_first()?;
+    let mut whole: Whole = serde_json::from_str(first.get()).ok()?;
+    if whole.version != VERSION || whole.log_id != log_id {
         return None;
     }
-    let content: Content = serde_json::from_str(file.ledger.get()).ok()?;
-    (content.version == VERSION && content.log_id == log_id).then_some(content)
+    for record in later {
+        let since: Since = serde_json::from_str(record.get()).ok()?;
+        whole.as_of = since.as_of;
+        whole.tenants.apply(&since.added);
+    }
+    Some(whole)
 }
 
 /// What one batch holds, per type; `None` where it cannot be read.

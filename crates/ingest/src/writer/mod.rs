@@ -27,6 +27,7 @@ use crate::{
     books::{Books, Open},
     clock::Clock,
     log::{AppendFault, Codec, FrameBody, Log, LogConfig, LogHandle, ReadError},
+    shed::ShedReason,
 };
 use dedup::{Dedup, Keyring};
 use ledger::{Found, Ledger};
@@ -61,6 +62,18 @@ pub enum AppendError {
     /// Shutting down: nothing was written. 503 `draining`.
     #[error("the log is closing")]
     Draining,
+}
+
+impl AppendError {
+    /// Why its events are shed.
+    #[must_use]
+    pub fn reason(&self) -> ShedReason {
+        match self {
+            Self::Full { .. } => ShedReason::LogFull,
+            Self::Storage => ShedReason::Storage,
+            Self::Draining => ShedReason::Draining,
+        }
+    }
 }
 
 /// A future that may be sent between threads.
@@ -188,7 +201,7 @@ pub fn start(
     let storage = handle.storage();
     let path = handle.dir().join("ledger.json");
     let (mut ledger, found) =
-        Ledger::load(&*storage, path, handle.log_id()).map_err(StartError::Ledger)?;
+        Ledger::load(storage, path, handle.log_id()).map_err(StartError::Ledger)?;
     announce(&handle, &found);
     let hold = handle.hold("ledger");
     hold.advance(ledger.as_of());
@@ -202,7 +215,7 @@ pub fn start(
         tracing::info!(
             partition = handle.partition().0,
             events = behind,
-            "counted the log's events since the ledger; duplicates refused since then are not known"
+            "counted the log's events since the ledger"
         );
     }
     ledger.restore(&books);
@@ -219,7 +232,6 @@ pub fn start(
         log,
         queue: Arc::clone(&queue),
         clock,
-        storage,
         settings,
         dedup,
         ledger: counting,
@@ -242,14 +254,14 @@ fn announce(log: &LogHandle, found: &Found) {
             tracing::error!(
                 partition,
                 events,
-                "the ledger is missing: counting what the log still has; older events and duplicates are not counted"
+                "the ledger is missing: counting what the log still has; older events are not counted"
             );
         }
         Found::Damaged => {
             tracing::error!(
                 partition,
                 events,
-                "the ledger is damaged: counting what the log still has; older events and duplicates are not counted"
+                "the ledger is damaged: counting what the log still has; older events are not counted"
             );
         }
     }
@@ -293,7 +305,7 @@ impl WriterHandle {
         entry: Open,
     ) -> Result<oneshot::Receiver<Result<Appended, AppendError>>, AppendError> {
         if let Err(error) = self.0.queue.check(batch.body.len()) {
-            entry.shed();
+            entry.shed(error.reason());
             return Err(error);
         }
         let keys = self.0.keyring.map(|ring| ring.keys(&batch)).unwrap_or_default();
@@ -303,7 +315,7 @@ impl WriterHandle {
             Ok(frame) => frame,
             Err(error) => {
                 tracing::error!(%error, "a batch cannot be a frame");
-                entry.shed();
+                entry.shed(AppendError::Storage.reason());
                 return Err(AppendError::Storage);
             }
         };
@@ -415,7 +427,7 @@ impl Append for Writers {
         match self.0.get(hash % self.0.len().max(1)) {
             Some(writer) => writer.append(batch, entry),
             None => {
-                entry.shed();
+                entry.shed(AppendError::Storage.reason());
                 Box::pin(std::future::ready(Err(AppendError::Storage)))
             }
         }

@@ -42,7 +42,7 @@ impl Job {
 
     /// Settles the entry as shed and answers.
     pub fn refuse(self, error: AppendError) {
-        self.entry.shed();
+        self.entry.shed(error.reason());
         // The caller may have gone away: its events are accounted for all the same.
         let _ = self.reply.send(Err(error));
     }
@@ -110,7 +110,7 @@ impl Queue {
         let mut state = self.state();
         if let Err(error) = self.room(&state, bytes) {
             drop(state);
-            job.entry.shed();
+            job.entry.shed(error.reason());
             return Err(error);
         }
         state.held += bytes;

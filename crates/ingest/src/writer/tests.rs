@@ -55,7 +55,7 @@ fn batch(events: &[(&str, Option<&str>, bool)]) -> EncodedBatch {
 fn entry(books: &Books, batch: &EncodedBatch) -> Open {
     let received = batch.tallies.iter();
     let received = received.map(|t| (t.event_type.clone(), t.accepted + t.dead_lettered)).collect();
-    books.open(&batch.tenant, received)
+    books.open(&batch.tenant, batch.received_at, received)
 }
 
 struct Running {

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 #![allow(clippy::print_stderr, reason = "a failed test says what the server said")]
 
+mod books;
 mod config;
 mod ctl;
 mod edge;

@@ -10,7 +10,7 @@ use tidegate_event::{
     Code, EncodedBatch, EventType, Offset, OffsetRange, Partition, Reason, SchemaRef, TenantId,
 };
 use tidegate_ingest::{
-    books::{Books, Open, Tally},
+    books::{Books, Open, Outcome},
     clock::SystemClock,
     edge::{
         EdgeConfig, EdgeHandle, EdgeParts, bind,
@@ -109,16 +109,12 @@ impl Append for FakeLog {
             drop(turn);
             self.waiting.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
             if let Some(error) = self.refuse.lock().unwrap().clone() {
-                entry.shed();
+                entry.shed(error.reason());
                 return Err(error);
             }
             for tally in &batch.tallies {
-                let accepted = Tally {
-                    accepted: tally.accepted,
-                    dead_lettered: tally.dead_lettered,
-                    ..Tally::default()
-                };
-                entry.settle(&tally.event_type, &accepted);
+                entry.settle(&tally.event_type, Outcome::Accepted, tally.accepted);
+                entry.settle(&tally.event_type, Outcome::DeadLettered, tally.dead_lettered);
             }
             let range = OffsetRange::new(Offset(0), Offset(u64::from(batch.count)));
             self.batches.lock().unwrap().push(batch);
