@@ -86,6 +86,7 @@ pub(super) async fn status(State(pipeline): State<Shared>) -> Json<Value> {
         "stages": pipeline.stages(),
         "partitions": partitions(&pipeline),
         "sinks": pipeline.sinks.status(),
+        "dedup": pipeline.writers.dedup(),
         "books": { "difference": difference, "in_flight": in_flight },
     }))
 }
