@@ -23,8 +23,6 @@ use crate::{
     storage::Storage,
 };
 
-const HOUSEKEEPING: Duration = Duration::from_secs(1);
-
 pub(super) struct Writer {
     pub log: Log,
     pub queue: Arc<Queue>,
@@ -60,7 +58,7 @@ impl Writer {
     /// Runs until the queue is closed and empty, then leaves the log cleanly closed.
     pub fn run(mut self) {
         let _guard = PanicGuard(Arc::clone(&self.queue));
-        let mut due = Instant::now() + HOUSEKEEPING;
+        let mut due = Instant::now() + self.settings.housekeeping;
         loop {
             match self.queue.take(due) {
                 Taken::Group(jobs) => self.commit(jobs),
@@ -191,7 +189,7 @@ impl Writer {
         let waiting = self.queue.stats().held_bytes;
         metrics::stage_held_bytes("writer", i64::try_from(waiting).unwrap_or(i64::MAX));
         // Housekeeping of many tenants takes at most a fiftieth of the thread's time.
-        HOUSEKEEPING.max(start.elapsed() * 50)
+        self.settings.housekeeping.max(start.elapsed() * 50)
     }
 
     fn save_ledger(&self) {

@@ -98,6 +98,8 @@ pub struct WriterSettings {
     pub dedup_windows: BTreeMap<EventType, Duration>,
     /// How many ids are remembered at most.
     pub dedup_ids: usize,
+    /// How often the ledger and the index of ids are written, and old segments removed.
+    pub housekeeping: Duration,
     /// Called after a failed sync, when all waiters have their answer. Aborts the process unless
     /// replaced: what the disk holds is only known after a start.
     pub on_fatal: Arc<dyn Fn() + Send + Sync>,
@@ -116,6 +118,7 @@ impl WriterSettings {
             dedup_window: config.dedup_window.0,
             dedup_windows: config.dedup_windows.iter().map(|(t, w)| (t.clone(), w.0)).collect(),
             dedup_ids: config.dedup_ids,
+            housekeeping: Duration::from_secs(1),
             on_fatal: Arc::new(|| std::process::abort()),
         }
     }

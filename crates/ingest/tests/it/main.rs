@@ -4,6 +4,7 @@
 
 mod config;
 mod ctl;
+mod dedup;
 mod edge;
 mod pipeline;
 mod server;

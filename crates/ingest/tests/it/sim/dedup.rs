@@ -7,8 +7,8 @@
 use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
 use tidegate_event::{
-    BatchEncoder, BatchView, Code, EncodedBatch, EventTime, EventType, ReceivedAt, SchemaRef,
-    TenantId, record::Record,
+    BatchEncoder, BatchView, Code, EncodedBatch, EventTime, EventType, SchemaRef, TenantId,
+    record::Record,
 };
 use tidegate_ingest::{
     books::Books,
@@ -87,6 +87,7 @@ impl Run {
         let (log, recovery) = open_log(storage, &self.config, &self.clock).unwrap();
         self.check(&log.handle(), &recovery.to_string());
         let settings = WriterSettings {
+            housekeeping: Duration::from_millis(1),
             on_fatal: Arc::new(|| {}),
             ..WriterSettings::new(&self.config, 1 << 20, Duration::from_secs(2))
         };
@@ -170,12 +171,19 @@ impl Run {
         for _ in 0..self.dice.below(15) {
             self.send(&writer);
             self.clock.advance(self.dice.below(2_000_000) as i64);
+            if self.dice.permille(300) {
+                std::thread::sleep(Duration::from_millis(2));
+            }
         }
         if self.dice.permille(600) {
             self.fs.set_odds(Odds::default());
             writer.close();
         }
-        if self.dice.permille(400) { self.fs.kill() } else { self.fs.reboot() }
+        if self.dice.permille(400) {
+            self.fs.kill()
+        } else {
+            self.fs.reboot()
+        }
         drop(writer);
         self.meddle();
     }
@@ -213,7 +221,8 @@ fn ids_outlive_the_machine_whatever_becomes_of_the_index() {
             run.fs.reboot();
             drop(writer);
         }
-        let orders: Vec<_> = run.all.iter().flat_map(|s| &s.ids).filter(|id| id.0 == 0).copied().collect();
+        let orders: Vec<_> =
+            run.all.iter().flat_map(|s| &s.ids).filter(|id| id.0 == 0).copied().collect();
         let writer = run.start();
         let batch = run.batch(&orders);
         let received = vec![(EventType::new("order").unwrap(), orders.len() as u64)];
