@@ -33,6 +33,8 @@ def arguments():
     parser.add_argument("--event-bytes", type=int, default=500, help="bytes an event (500)")
     parser.add_argument("--connections", type=int, default=8, help="requests in flight (8)")
     parser.add_argument("--rate", type=int, help="events a second, open loop; without it as fast as answers come")
+    parser.add_argument("--ids", action="store_true", help="an event_id in each event")
+    parser.add_argument("--dedup-window", default="10m", help="how long ids are remembered; 0s: not at all (10m)")
     parser.add_argument("--flush-age", default="1s", help="the lake's flush age (1s)")
     parser.add_argument("--profile", default="release", help="which build (release)")
     parser.add_argument("--folder", help="where the data folder is made (target/bench)")
@@ -122,6 +124,7 @@ listen = "127.0.0.1:{public}"
 listen = "127.0.0.1:{admin}"
 [log]
 dir = {json.dumps(str(folder / "data"))}
+dedup_window = {json.dumps(options.dedup_window)}
 [[sink]]
 name = "lake"
 kind = "lake"
@@ -142,6 +145,8 @@ flush = {{ age = {json.dumps(options.flush_age)} }}
             str(binaries / "ingestctl"), "load", "--duration", f"{options.seconds}s", "--batch", str(options.events),
             "--event-bytes", str(options.event_bytes), "--connections", str(options.connections), "--seed", "1", "--json",
         ]  # fmt: skip
+        if options.ids:
+            command.append("--ids")
         if options.rate:
             command += ["--rate", str(options.rate)]
         visible = Visible(lake / "events")

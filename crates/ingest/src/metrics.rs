@@ -86,6 +86,8 @@ counter! {
     log_quarantined_events(partition) = "tidegate_log_quarantined_events_total";
     #[doc = "Events dropped without an outcome: must stay 0."]
     books_unaccounted() = "tidegate_books_unaccounted_events_total";
+    #[doc = "Clients' ids forgotten before their window ended, because there were more than log.dedup_ids."]
+    dedup_evicted_ids(partition) = "tidegate_dedup_evicted_ids_total";
     #[doc = "Rows written, by sink."]
     sink_rows(sink) = "tidegate_sink_rows_total";
     #[doc = "Attempts that failed and are made again, by sink."]
@@ -99,6 +101,10 @@ counter! {
 gauge! {
     #[doc = "Event bytes held, by stage."]
     stage_held_bytes(stage) = "tidegate_stage_held_bytes";
+    #[doc = "Clients' ids remembered."]
+    dedup_ids(partition) = "tidegate_dedup_remembered_ids";
+    #[doc = "By how much ids are remembered for less than their window: must be 0."]
+    dedup_shortfall_seconds(partition) = "tidegate_dedup_window_shortfall_seconds";
     #[doc = "Events received minus events with an outcome, apart from those in flight: must be 0."]
     books_difference() = "tidegate_books_difference_events";
     #[doc = "Events received whose outcome is not known yet."]

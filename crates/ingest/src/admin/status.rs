@@ -85,5 +85,6 @@ pub(super) async fn status(State(pipeline): State<Shared>) -> Json<Value> {
         "partitions": partitions(&pipeline),
         "sinks": pipeline.sinks.status(),
         "books": { "difference": difference, "in_flight": in_flight, "gaps": pipeline.books_gaps().count },
+        "dedup": pipeline.writers.dedup(),
     }))
 }

@@ -179,6 +179,12 @@ pub fn check(config: &Config) -> Vec<String> {
         config.log.backlog_bytes.0 >= 2 * config.log.segment_bytes.0,
         "log.backlog_bytes: at least twice log.segment_bytes",
     );
+    let windows: std::collections::BTreeSet<_> = config.log.dedup_windows.values().collect();
+    need(windows.len() <= 32, "log.dedup_windows: at most 32 different lengths");
+    need(
+        config.log.dedup_ids > 0 || windows.iter().all(|window| window.0.is_zero()),
+        "log.dedup_windows: no id is remembered with log.dedup_ids = 0",
+    );
     let quota = &config.defaults.quota;
     need(quota.events_per_second != Some(0), "defaults.quota.events_per_second: at least 1");
     need(quota.bytes_per_second != Some(0), "defaults.quota.bytes_per_second: at least 1");
@@ -294,11 +300,24 @@ mod tests {
             ("", &[("TIDEGATE_LOG__PARTITIONS", "many")], "TIDEGATE_LOG__PARTITIONS"),
             ("", &[("TIDEGATE_LOG__NO_SUCH", "1")], "TIDEGATE_LOG__NO_SUCH"),
             ("[[sink]]\nkind = \"lake\"", &[], "name"),
+            ("[log.dedup_windows]\n\"a b\" = \"5s\"", &[], "line 2"),
+            ("[log.dedup_windows]\norder = 5", &[], "line 2"),
         ];
         for (text, env, expected) in cases {
             let message = parse_with(text, env).unwrap_err().to_string();
             assert!(message.contains(expected), "{text:?} {env:?}: {message}");
         }
+    }
+
+    #[test]
+    fn windows_need_ids_to_remember() {
+        let with = |ids: u32, window: &str| {
+            let text =
+                format!("[log]\ndedup_ids = {ids}\n[log.dedup_windows]\norder = \"{window}\"");
+            check(&parse_with(&text, &[]).unwrap())
+        };
+        assert!(with(0, "24h").iter().any(|fault| fault.contains("log.dedup_windows")));
+        assert!(with(0, "0s").is_empty() && with(5, "24h").is_empty());
     }
 
     #[test]

@@ -56,6 +56,23 @@ struct Status {
     uptime_seconds: Option<f64>,
     stages: Vec<Stage>,
     sinks: Vec<Sink>,
+    dedup: Vec<Dedup>,
+}
+
+/// What a partition remembers of clients' ids.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Dedup {
+    partition: u32,
+    ids_bound: u64,
+    windows: Vec<Window>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Window {
+    window_seconds: u64,
+    kept_seconds: u64,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -249,6 +266,19 @@ fn troubles(context: &Context, status: &Status) -> Vec<String> {
             );
             let error = human::safe(&lane.error);
             say(Tone::Warning, format!("{name}: {lane_name} is held ({held}): {error}"));
+        }
+    }
+    for dedup in &status.dedup {
+        for window in dedup.windows.iter().filter(|w| w.kept_seconds < w.window_seconds) {
+            let (at, ids) = (dedup.partition, dedup.ids_bound);
+            let kept = human::seconds(window.kept_seconds as f64);
+            let meant = human::seconds(window.window_seconds as f64);
+            say(
+                Tone::Warning,
+                format!(
+                    "partition {at} remembers ids for {kept}, not {meant}: more come than log.dedup_ids ({ids})"
+                ),
+            );
         }
     }
     for done in &status.recovery {

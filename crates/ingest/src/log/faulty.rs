@@ -22,6 +22,8 @@ pub(crate) struct Faults {
     pub write: Countdown,
     /// Fails the nth `sync_data` or `sync_dir` from now.
     pub sync: Countdown,
+    /// While true, a sync of a file waits.
+    pub sync_waits: AtomicBool,
     /// Syncs nothing: for tests that start ten thousand times.
     pub sync_is_free: AtomicBool,
     /// Fails reads of pages that hold these bytes: from.
@@ -59,6 +61,9 @@ pub(crate) struct FaultyDisk(pub Arc<Faults>);
 
 impl Faults {
     fn sync(&self, sync: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        while self.sync_waits.load(Ordering::SeqCst) {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
         if self.sync.hit() {
             return Err(eio());
         }

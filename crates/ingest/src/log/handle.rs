@@ -248,6 +248,12 @@ impl LogHandle {
         self.0.state().segments.iter().map(|s| Offset(s.base)).collect()
     }
 
+    /// The first offset that is known to be damaged, so far.
+    #[must_use]
+    pub fn first_damage(&self) -> Option<Offset> {
+        self.0.state().quarantined.keys().next().map(|from| Offset(*from))
+    }
+
     /// 16 random bytes of this partition, the same after every start.
     #[must_use]
     pub fn key(&self) -> [u8; 16] {

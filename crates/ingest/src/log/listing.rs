@@ -95,7 +95,7 @@ pub(super) fn list(
                 let text = storage.read(&path).map_err(at(&path))?;
                 (listing.mark, listing.marked) = (Mark::parse(&text), true);
             }
-            "ledger.json" => {}
+            "ledger.json" | "dedup" => {}
             "clean.new" | "ledger.json.new" => storage.remove(&path).map_err(at(&path))?,
             _ if name.strip_suffix(".new").is_some_and(|n| segment::parse_name(n).is_some()) => {
                 storage.remove(&path).map_err(at(&path))?;

@@ -31,9 +31,10 @@ pub(crate) mod faulty;
 #[cfg(test)]
 mod tests;
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
+use tidegate_event::EventType;
 
 use crate::config::{Size, Span};
 
@@ -69,6 +70,8 @@ pub struct LogConfig {
     pub dedup_window: Span,
     /// How many ids are remembered at most (about 64 bytes each).
     pub dedup_ids: usize,
+    /// The same as `dedup_window`, of event types that have a window of their own.
+    pub dedup_windows: BTreeMap<EventType, Span>,
 }
 
 impl Default for LogConfig {
@@ -84,6 +87,7 @@ impl Default for LogConfig {
             backlog_bytes: Size(20 << 30),
             dedup_window: Span::seconds(600),
             dedup_ids: 1_000_000,
+            dedup_windows: BTreeMap::new(),
         }
     }
 }

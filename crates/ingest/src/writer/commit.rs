@@ -22,8 +22,6 @@ use crate::{
     metrics,
 };
 
-const HOUSEKEEPING: Duration = Duration::from_secs(1);
-
 pub(super) struct Writer {
     pub log: Log,
     pub queue: Arc<Queue>,
@@ -58,7 +56,7 @@ impl Writer {
     /// Runs until the queue is closed and empty, then leaves the log cleanly closed.
     pub fn run(mut self) {
         let _guard = PanicGuard(Arc::clone(&self.queue));
-        let mut due = Instant::now() + HOUSEKEEPING;
+        let mut due = Instant::now() + self.settings.housekeeping;
         loop {
             match self.queue.take(due) {
                 Taken::Group(jobs) => self.commit(jobs),
@@ -73,6 +71,7 @@ impl Writer {
         if self.queue.is_failed() {
             return;
         }
+        self.dedup.keep_house(self.log.handle().latest(), self.clock.now(), true);
         if let Err(error) = self.log.close() {
             tracing::error!(%error, "the log could not be marked as cleanly closed; the next start verifies it");
         }
@@ -82,9 +81,7 @@ impl Writer {
         let start = Instant::now();
         let held = jobs.iter().map(Job::bytes).sum();
         self.dedup.evict(self.clock.now());
-        let mut remembered = 0;
-        let passes: Vec<_> =
-            jobs.into_iter().map(|job| self.drop_known(job, &mut remembered)).collect();
+        let passes: Vec<_> = jobs.into_iter().map(|job| self.drop_known(job)).collect();
         let frames: Result<Vec<FrameBody>, _> =
             passes.iter().filter_map(|pass| pass.frame(&self.settings)).collect();
         faults::at(Point::InGroup);
@@ -95,6 +92,7 @@ impl Writer {
         match appended {
             Ok((bases, frames)) => {
                 self.finish(passes, &bases);
+                self.dedup.keep(self.log.handle().latest(), self.clock.now());
                 let bytes = frames.iter().map(FrameBody::stored_bytes).sum();
                 if bytes > 0 {
                     self.queue.drained(bytes, start.elapsed());
@@ -102,7 +100,7 @@ impl Writer {
                 self.queue.release(held);
             }
             Err(fault) => {
-                self.dedup.undo(remembered);
+                self.dedup.undo();
                 self.queue.release(held);
                 self.give_up(passes, &fault);
             }
@@ -111,14 +109,13 @@ impl Writer {
 
     /// Takes out the events whose id is known already: from an earlier batch, durable by now, or from
     /// one before it in this group, which lives and dies with it.
-    fn drop_known(&mut self, job: Job, remembered: &mut usize) -> Pass {
+    fn drop_known(&mut self, job: Job) -> Pass {
         let received_at = job.batch.received_at;
         let mut known = HashSet::new();
         let mut deduplicated = Vec::new();
         for key in &job.keys {
-            if self.dedup.insert(key.hash, received_at) {
-                *remembered += 1;
-            } else {
+            // A re-drive's ids are remembered and never dropped.
+            if !self.dedup.insert(key, received_at) && !job.batch.bypass_dedup {
                 known.insert(key.position);
                 deduplicated.push(key.index);
             }
@@ -182,6 +179,7 @@ impl Writer {
     fn keep_house(&mut self) -> Duration {
         let start = Instant::now();
         self.save_ledger();
+        self.dedup.keep_house(self.log.handle().latest(), self.clock.now(), false);
         if let Err(error) = self.log.trim() {
             tracing::error!(%error, "old segments of the log cannot be removed");
         }
@@ -191,7 +189,7 @@ impl Writer {
         let waiting = self.queue.stats().held_bytes;
         metrics::stage_held_bytes("writer", i64::try_from(waiting).unwrap_or(i64::MAX));
         // Housekeeping of many tenants takes at most a fiftieth of the thread's time.
-        HOUSEKEEPING.max(start.elapsed() * 50)
+        self.settings.housekeeping.max(start.elapsed() * 50)
     }
 
     fn save_ledger(&self) {

@@ -11,6 +11,7 @@ mod queue;
 mod tests;
 
 use std::{
+    collections::BTreeMap,
     fmt,
     future::Future,
     io,
@@ -20,7 +21,7 @@ use std::{
     time::Duration,
 };
 
-use tidegate_event::{EncodedBatch, OffsetRange, Partition};
+use tidegate_event::{EncodedBatch, EventType, OffsetRange, Partition};
 use tokio::sync::oneshot;
 
 use crate::{
@@ -33,6 +34,7 @@ use dedup::{Dedup, Keyring};
 use ledger::{Found, Ledger};
 use queue::{Job, Queue};
 
+pub use dedup::{DedupError, DedupStatus, DedupWindow};
 pub use ledger::{LedgerCopy, Totals};
 pub use queue::WriterStats;
 
@@ -105,8 +107,12 @@ pub struct WriterSettings {
     pub backlog_bytes: u64,
     /// How long ids are remembered; 0: not at all.
     pub dedup_window: Duration,
+    /// The same of event types that have a window of their own.
+    pub dedup_windows: BTreeMap<EventType, Duration>,
     /// How many ids are remembered at most.
     pub dedup_ids: usize,
+    /// How often the ledger and the index of ids are written, and old segments removed.
+    pub housekeeping: Duration,
     /// Called after a failed sync, when all waiters have their answer. Aborts the process unless
     /// replaced: what the disk holds is only known after a start.
     pub on_fatal: Arc<dyn Fn() + Send + Sync>,
@@ -123,7 +129,9 @@ impl WriterSettings {
             codec: config.codec,
             backlog_bytes: config.backlog_bytes.0,
             dedup_window: config.dedup_window.0,
+            dedup_windows: config.dedup_windows.iter().map(|(t, w)| (t.clone(), w.0)).collect(),
             dedup_ids: config.dedup_ids,
+            housekeeping: Duration::from_secs(1),
             on_fatal: Arc::new(|| std::process::abort()),
         }
     }
@@ -137,6 +145,7 @@ impl fmt::Debug for WriterSettings {
             .field("group_bytes", &self.group_bytes)
             .field("backlog_bytes", &self.backlog_bytes)
             .field("dedup_window", &self.dedup_window)
+            .field("dedup_windows", &self.dedup_windows)
             .field("dedup_ids", &self.dedup_ids)
             .finish_non_exhaustive()
     }
@@ -148,9 +157,12 @@ pub enum StartError {
     /// The ledger's file cannot be read.
     #[error("the partition's ledger cannot be read")]
     Ledger(#[source] io::Error),
-    /// The log cannot be read for what the ledger and the ids lack.
+    /// The log cannot be read for what the ledger lacks.
     #[error("the log cannot be read")]
     Log(#[source] ReadError),
+    /// The clients' ids of the window cannot be learned.
+    #[error("the ids of the window cannot be learned")]
+    Ids(#[source] DedupError),
     /// Offsets that are lost cannot be left out.
     #[error("the log cannot leave out the offsets that are lost")]
     Skip(#[source] AppendFault),
@@ -182,6 +194,7 @@ struct Running {
     log: LogHandle,
     codec: Codec,
     keyring: Option<Keyring>,
+    dedup: Arc<Mutex<DedupStatus>>,
     ledger: Arc<Mutex<Ledger>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -204,6 +217,7 @@ pub fn start(
         Ledger::load(storage, path, handle.log_id()).map_err(StartError::Ledger)?;
     announce(&handle, &found);
     let hold = handle.hold("ledger");
+    let end = handle.latest();
     hold.advance(ledger.as_of());
     if ledger.as_of() > handle.latest() {
         let (as_of, latest) = (ledger.as_of(), handle.latest());
@@ -219,10 +233,9 @@ pub fn start(
         );
     }
     ledger.restore(&books);
-    let keyring = Keyring(handle.key());
-    let mut dedup = Dedup::new(settings.dedup_window, settings.dedup_ids);
-    dedup.rebuild(&handle, keyring, clock.now()).map_err(StartError::Log)?;
-    let keyring = dedup.is_on().then_some(keyring);
+    let opened = Dedup::open(&handle, &settings, clock.now(), end);
+    let (dedup, keyring) = opened.map_err(StartError::Ids)?;
+    let status = dedup.status();
     let queue = Arc::new(Queue::new(settings.clone()));
     let codec = settings.codec;
     let name = format!("writer-{}", handle.partition());
@@ -242,7 +255,8 @@ pub fn start(
         writer.run();
     });
     let thread = Mutex::new(Some(thread.map_err(StartError::Thread)?));
-    Ok(WriterHandle(Arc::new(Running { queue, log: handle, codec, keyring, ledger, thread })))
+    let running = Running { queue, log: handle, codec, keyring, dedup: status, ledger, thread };
+    Ok(WriterHandle(Arc::new(running)))
 }
 
 fn announce(log: &LogHandle, found: &Found) {
@@ -281,6 +295,12 @@ impl WriterHandle {
         ledger.copy(self.0.log.partition())
     }
 
+    /// What it remembers of clients' ids.
+    #[must_use]
+    pub fn dedup(&self) -> DedupStatus {
+        self.0.dedup.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// True where it refuses everything until the process has been started anew.
     #[must_use]
     pub fn is_failed(&self) -> bool {
@@ -308,7 +328,7 @@ impl WriterHandle {
             entry.shed(error.reason());
             return Err(error);
         }
-        let keys = self.0.keyring.map(|ring| ring.keys(&batch)).unwrap_or_default();
+        let keys = self.0.keyring.as_ref().map(|ring| ring.keys(&batch)).unwrap_or_default();
         let prepared =
             FrameBody::prepare(batch.body.clone(), batch.count, batch.received_at, self.0.codec);
         let frame = match prepared {
@@ -381,6 +401,12 @@ impl Writers {
     #[must_use]
     pub fn ledgers(&self) -> Vec<LedgerCopy> {
         self.0.iter().map(WriterHandle::ledger).collect()
+    }
+
+    /// What each partition remembers of clients' ids.
+    #[must_use]
+    pub fn dedup(&self) -> Vec<DedupStatus> {
+        self.0.iter().map(WriterHandle::dedup).collect()
     }
 
     /// Why they would not take a batch now, one sentence each.

@@ -192,10 +192,12 @@ async fn known_ids_are_dropped_in_a_batch_between_batches_and_over_a_restart() {
         ]))
         .await
         .unwrap();
-    assert_eq!((first.deduplicated.as_slice(), first.range.unwrap().count()), ([11].as_slice(), 4));
+    // The dead letter comes under the id of an event that was accepted.
+    let kept = first.range.unwrap().count();
+    assert_eq!((first.deduplicated.as_slice(), kept), ([11, 14].as_slice(), 3));
     let again = running.append(batch(&[("view", Some("a"), false)])).await.unwrap();
     assert_eq!((again.deduplicated.as_slice(), again.range), ([10].as_slice(), None));
-    running.check_tally("view", tally(2, 1, 2, 0));
+    running.check_tally("view", tally(2, 0, 3, 0));
     running.check_tally("click", tally(1, 0, 0, 0));
 
     let crashed = crash(dir.path());
@@ -211,7 +213,7 @@ async fn known_ids_are_dropped_in_a_batch_between_batches_and_over_a_restart() {
         let mut redrive = batch(&[("view", Some("a"), false)]);
         redrive.bypass_dedup = true;
         assert_eq!(running.append(redrive).await.unwrap().range.unwrap().count(), 1);
-        assert_eq!(running.ids().iter().filter(|id| *id == "a").count(), 4);
+        assert_eq!(running.ids().iter().filter(|id| *id == "a").count(), 3);
     }
 }
 
@@ -228,6 +230,86 @@ async fn ids_of_a_group_that_failed_are_forgotten() {
     assert_eq!(running.append(one()).await.unwrap().deduplicated, [10]);
     running.check_tally("view", tally(1, 0, 1, 2));
     assert!(!running.died.load(Ordering::SeqCst));
+}
+
+/// Scenario: an event is being synced, slowly, while its twin comes: in the same group or in the next.
+/// The sync then succeeds, or fails.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_twin_waits_for_the_first_one_and_fails_with_it() {
+    for fails in [false, true] {
+        let (dir, disk) = (TempDir::new().unwrap(), FaultyDisk::new());
+        let running = start_on(Arc::new(disk.clone()), dir.path(), |_| {});
+        running.append(batch(&[("view", Some("before"), false)])).await.unwrap();
+        disk.0.sync_waits.store(true, Ordering::SeqCst);
+        let one = || batch(&[("view", Some("a"), false)]);
+        // The first goes alone, the others make one group behind it.
+        let mut waiting: Vec<_> = Vec::new();
+        for _ in 0..3 {
+            let (one, books) = (one(), &running.books);
+            let entry = entry(books, &one);
+            waiting.push(Box::pin(running.writer.append(one, entry)));
+            tokio::time::sleep(Duration::from_millis(30)).await;
+        }
+        for twin in &mut waiting {
+            let early = tokio::time::timeout(Duration::from_millis(30), twin).await;
+            assert!(early.is_err(), "answered before anything was durable: {early:?}");
+        }
+        if fails {
+            disk.0.sync.set(0);
+        }
+        disk.0.sync_waits.store(false, Ordering::SeqCst);
+        let mut answers = Vec::new();
+        for twin in waiting {
+            answers.push(twin.await);
+        }
+        if fails {
+            assert!(answers.iter().all(|a| *a == Err(AppendError::Storage)), "{answers:?}");
+            running.check_tally("view", tally(1, 0, 0, 3));
+        } else {
+            let counts: Vec<_> =
+                answers.iter().map(|a| a.as_ref().unwrap().deduplicated.len()).collect();
+            assert_eq!(counts, [0, 1, 1]);
+            running.check_tally("view", tally(2, 0, 2, 0));
+        }
+    }
+}
+
+#[tokio::test]
+async fn each_type_has_the_window_it_is_given() {
+    let dir = TempDir::new().unwrap();
+    let own = |settings: &mut WriterSettings| {
+        let window =
+            |(name, seconds)| (EventType::new(name).unwrap(), Duration::from_secs(seconds));
+        settings.dedup_windows = [("order", 86_400), ("beat", 0)].map(window).into();
+    };
+    let all = || batch(&["view", "order", "beat"].map(|name| (name, Some("a"), false)));
+    let running = start_on(Arc::new(crate::storage::Disk), dir.path(), own);
+    running.append(all()).await.unwrap();
+    assert_eq!(running.append(all()).await.unwrap().deduplicated, [10, 11]);
+    let windows = running.writer.dedup().windows;
+    assert_eq!(windows.iter().map(|w| w.window_seconds).collect::<Vec<_>>(), [600, 86_400]);
+    drop(running);
+    let crashed = crash(dir.path());
+    let running = start_on(Arc::new(crate::storage::Disk), crashed.path(), own);
+    assert_eq!(running.append(all()).await.unwrap().deduplicated, [10, 11]);
+    running.check_tally("beat", tally(3, 0, 0, 0));
+}
+
+#[tokio::test]
+async fn a_mended_event_may_follow_its_dead_letter_and_nothing_follows_that() {
+    let dir = TempDir::new().unwrap();
+    let running = start(dir.path());
+    let one = |dead| batch(&[("view", Some("a"), dead)]);
+    assert!(running.append(one(true)).await.unwrap().deduplicated.is_empty());
+    assert_eq!(running.append(one(true)).await.unwrap().deduplicated, [10]);
+    let mut redrive = one(false);
+    redrive.bypass_dedup = true;
+    assert!(running.append(redrive.clone()).await.unwrap().range.is_some());
+    for dead in [true, false] {
+        assert_eq!(running.append(one(dead)).await.unwrap().deduplicated, [10], "{dead}");
+    }
+    assert!(running.append(redrive).await.unwrap().range.is_some(), "a re-drive is never dropped");
+    running.check_tally("view", tally(2, 1, 3, 0));
 }
 
 #[tokio::test]

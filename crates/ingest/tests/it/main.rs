@@ -5,6 +5,7 @@
 mod books;
 mod config;
 mod ctl;
+mod dedup;
 mod edge;
 mod pipeline;
 mod server;

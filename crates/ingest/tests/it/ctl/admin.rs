@@ -31,7 +31,9 @@ fn status_document(ready: bool) -> Value {
         "stages": [{"name": "writer", "bound_bytes": 1000, "held_bytes": 500, "drain_bytes_per_second": 2048}],
         "sinks": [{"name": "lake", "lag_events": 7, "freshness_seconds": 1.5, "held":
             [{"tenant": "acme", "event_type": "order", "error": "no \u{1b}[31mspace",
-              "pending_events": 3, "pending_bytes": 2048}]}]})
+              "pending_events": 3, "pending_bytes": 2048}]}],
+        "dedup": [{"partition": 0, "ids": 50, "ids_bound": 50, "windows":
+            [{"window_seconds": 600, "kept_seconds": 600}, {"window_seconds": 86_400, "kept_seconds": 7_200}]}]})
 }
 
 #[test]
@@ -47,6 +49,8 @@ fn status_of_a_ready_server_is_0_and_shows_bars_and_held_lanes() {
         "{}",
         done.out
     );
+    let shortened = done.out.matches("partition 0 remembers ids for").count();
+    assert!(shortened == 1 && done.out.contains("log.dedup_ids (50)"), "{}", done.out);
     assert!(!done.out.contains('\u{1b}'), "foreign text reached the terminal");
     let as_json = ingestctl(&stub.url(), &["status", "--json"]);
     assert_eq!(as_json.json(), status_document(true));
