@@ -2,6 +2,7 @@
 //! any crash, for any seed. How to run more of it: docs/testing.md.
 
 mod dice;
+mod every_bit;
 mod fs;
 mod injected;
 mod lake;
