@@ -6,6 +6,7 @@ mod config;
 mod ctl;
 mod edge;
 mod pipeline;
+mod rot;
 mod server;
 mod sim;
 mod sink;
