@@ -253,7 +253,7 @@ fn damage(context: &Context, damage: &Damage) -> Vec<String> {
     if 0 < damage.open_stretches {
         lines.push(String::new());
         let text = format!(
-            "DAMAGED: {} of the log in {} lost; acknowledge with ingestctl log quarantine",
+            "DAMAGED: {} lost in {} of the log; see ingestctl log quarantine",
             human::things(damage.open_events, "event", "events"),
             human::things(damage.open_stretches, "stretch", "stretches"),
         );
@@ -275,7 +275,7 @@ fn damage(context: &Context, damage: &Damage) -> Vec<String> {
     if 0 < stretches {
         lines.push(String::new());
         lines.push(format!(
-            "{} of the log in {} lost and acknowledged",
+            "{} lost in {} of the log, acknowledged",
             human::things(events, "event", "events"),
             human::things(stretches, "damaged stretch", "damaged stretches"),
         ));

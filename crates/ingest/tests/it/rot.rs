@@ -178,7 +178,7 @@ fn acknowledge(server: &Server, dir: &Path) {
     assert!(ends(server, 0, &rest).contains("none is open"));
     let said = ends(server, 0, &["status"]);
     assert!(
-        said.contains("10 events of the log in 2 damaged stretches lost and acknowledged"),
+        said.contains("10 events lost in 2 damaged stretches of the log, acknowledged"),
         "{said}"
     );
     let listed = document(&ends(server, 0, &["log", "quarantine", "list", "--json"]));

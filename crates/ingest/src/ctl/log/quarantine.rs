@@ -165,7 +165,7 @@ async fn list(admin: &Admin, context: &Context, open: bool) -> Result<Verdict, F
             human::bytes(stretch.bytes),
             stretch.position.to_string(),
             human::safe(&stretch.segment),
-            human::cut(&stretch.seen_at, 20),
+            human::safe(stretch.seen_at.split('.').next().unwrap_or_default()),
             human::safe(&stretch.seen_by),
             state,
         ]);
