@@ -66,7 +66,7 @@ fn append(runtime: &tokio::runtime::Runtime, writer: &WriterHandle, batches: Vec
         .into_iter()
         .map(|batch| {
             let received = batch.tallies.iter().map(|t| (t.event_type.clone(), t.accepted));
-            let entry = books.open(&batch.tenant, received.collect());
+            let entry = books.open(&batch.tenant, batch.received_at, received.collect());
             writer.append(batch, entry)
         })
         .collect();

@@ -113,6 +113,10 @@ gauge! {
     books_sink_difference(sink) = "tidegate_books_sink_difference_events";
     #[doc = "Events since the books were opened, by tenant and what became of them."]
     books_events(tenant, outcome) = "tidegate_books_events";
+    #[doc = "Events in damaged stretches of the log, by state: open until an operator acknowledges."]
+    log_quarantine_events(partition, state) = "tidegate_log_quarantined_events";
+    #[doc = "Damaged stretches of the log, by state: open until an operator acknowledges them."]
+    log_quarantine_stretches(partition, state) = "tidegate_log_quarantined_stretches";
     #[doc = "Accepted events a sink has not made visible yet."]
     sink_lag_events(sink) = "tidegate_sink_lag_events";
     #[doc = "Lanes held back, by sink."]

@@ -8,6 +8,7 @@ mod audit;
 mod books;
 mod dead_letters;
 mod guard;
+pub(crate) mod log;
 mod problem;
 mod records;
 mod status;
@@ -96,6 +97,11 @@ fn api_routes() -> Router<Shared> {
         .route("/dead-letters", routing::get(dead_letters::list))
         .route("/dead-letters/redrive", routing::post(dead_letters::redrive))
         .route("/dead-letters/{partition}/{offset}", routing::get(dead_letters::show))
+        .route("/log/verify", routing::post(log::verify))
+        .route("/log/quarantine", routing::get(log::list))
+        .route("/log/quarantine/acknowledge", routing::post(log::acknowledge))
+        .route("/log/quarantine/{partition}/{offset}", routing::get(log::show))
+        .route("/log/quarantine/{partition}/{offset}/bytes", routing::get(log::bytes))
         .route("/tenants", routing::get(tenants::list).post(tenants::add))
         .route("/tenants/{tenant}/rotate", routing::post(tenants::rotate))
         .route("/tenants/{tenant}/disable", routing::post(tenants::disable))

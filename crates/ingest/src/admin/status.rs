@@ -4,7 +4,7 @@ use axum::{Json, extract::State};
 use http::{StatusCode, header};
 use serde_json::{Value, json};
 
-use super::Shared;
+use super::{Shared, log};
 use crate::{books::Tally, metrics, pipeline::Pipeline};
 
 pub(super) async fn healthz() -> &'static str {
@@ -30,6 +30,21 @@ fn publish(pipeline: &Pipeline) {
         metrics::stage_held_bytes(stage.name, i64::try_from(stage.held_bytes).unwrap_or(i64::MAX));
     }
     pipeline.books_standing();
+    for log in &pipeline.logs {
+        let (label, totals) = (log.partition().to_string(), log.quarantine_totals());
+        let signed = |n| i64::try_from(n).unwrap_or(i64::MAX);
+        for (state, events, stretches) in [
+            ("open", totals.open_events, totals.open_stretches),
+            (
+                "acknowledged",
+                totals.events - totals.open_events,
+                totals.stretches - totals.open_stretches,
+            ),
+        ] {
+            metrics::log_quarantine_events(&label, state, signed(events));
+            metrics::log_quarantine_stretches(&label, state, signed(stretches));
+        }
+    }
     for (tenant, page) in pipeline.books.copy() {
         if pipeline.tenants.get(&tenant).is_none() {
             continue;
@@ -73,8 +88,10 @@ fn partitions(pipeline: &Pipeline) -> Vec<Value> {
 pub(super) async fn status(State(pipeline): State<Shared>) -> Json<Value> {
     let reasons = pipeline.not_ready();
     let (difference, in_flight) = pipeline.books_difference();
+    let (quarantine, damaged) = log::summary(&pipeline.logs);
     Json(json!({
         "ready": reasons.is_empty(),
+        "healthy": reasons.is_empty() && !damaged,
         "reasons": reasons,
         "version": env!("CARGO_PKG_VERSION"),
         "generation": pipeline.generation(),
@@ -83,6 +100,7 @@ pub(super) async fn status(State(pipeline): State<Shared>) -> Json<Value> {
         "recovery": pipeline.recovery,
         "stages": pipeline.stages(),
         "partitions": partitions(&pipeline),
+        "log_quarantine": quarantine,
         "sinks": pipeline.sinks.status(),
         "books": { "difference": difference, "in_flight": in_flight, "gaps": pipeline.books_gaps().count },
         "dedup": pipeline.writers.dedup(),

@@ -78,8 +78,26 @@ impl Admin {
     /// # Errors
     /// As [`Admin::get`].
     pub async fn follow(&self, path: &str) -> Result<(Sender, Incoming), Fault> {
+        self.stream(Method::GET, path, None).await
+    }
+
+    /// Posts `{}` and opens the answer, to be read as it comes. See [`Admin::follow`].
+    ///
+    /// # Errors
+    /// As [`Admin::get`].
+    pub async fn follow_post(&self, path: &str) -> Result<(Sender, Incoming), Fault> {
+        let nothing = Bytes::from_static(b"{}");
+        self.stream(Method::POST, path, Some(("application/json", nothing))).await
+    }
+
+    async fn stream(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<(&str, Bytes)>,
+    ) -> Result<(Sender, Incoming), Fault> {
         let mut sender = self.open().await?;
-        let request = self.request(Method::GET, path, None)?;
+        let request = self.request(method, path, body)?;
         let (head, body) =
             sender.send(request).await.map_err(|e| self.unreachable(&e))?.into_parts();
         if head.status.is_success() {

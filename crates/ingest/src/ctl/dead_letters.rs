@@ -104,10 +104,10 @@ struct RedriveArgs {
 
 /// An offset of a partition: `PARTITION/OFFSET`, or `OFFSET` alone for partition 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Position {
-    partition: u32,
+pub(super) struct Position {
+    pub partition: u32,
     #[serde(alias = "from")]
-    offset: u64,
+    pub offset: u64,
 }
 
 impl FromStr for Position {

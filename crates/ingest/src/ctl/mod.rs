@@ -17,6 +17,7 @@ pub mod fault;
 pub mod human;
 pub mod journal;
 pub mod load;
+pub mod log;
 mod minutes;
 pub mod offsets;
 pub mod out;
@@ -116,6 +117,8 @@ pub enum Command {
     Tenant(tenant::TenantArgs),
     /// Check schemas, try events on them, list the server's
     Schema(schema::SchemaArgs),
+    /// Look for damage in the log, show and acknowledge what is known
+    Log(log::LogArgs),
     /// Hold the books against the log and the lake, and a client's journal against the log
     Audit(audit::AuditArgs),
     /// Check a configuration file
@@ -193,6 +196,7 @@ async fn run(command: Command, context: &Context) -> Result<Verdict, Fault> {
         Command::DeadLetters(args) => dead_letters::run(args, context).await,
         Command::Tenant(args) => tenant::run(args, context).await,
         Command::Schema(args) => schema::run(args, context).await,
+        Command::Log(args) => log::run(args, context).await,
         Command::Audit(args) => audit::run(&args, context).await,
         Command::Config(args) => config::run(&args, context),
         Command::Reload(args) => reload::run(&args, context).await,
@@ -244,6 +248,12 @@ mod tests {
             "ingestctl schema check",
             "ingestctl schema check d --against e --against-server",
             "ingestctl schema test d",
+            "ingestctl log",
+            "ingestctl log verify --data-dir d --bytes-per-second 1MiB",
+            "ingestctl log verify --from 5 --to x",
+            "ingestctl log quarantine acknowledge 0/1",
+            "ingestctl log quarantine acknowledge 0/1 --all --reason r",
+            "ingestctl log quarantine save 0/1",
         ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
         }
@@ -270,6 +280,14 @@ mod tests {
             "ingestctl drain",
             "ingestctl load --rate 1000 --duration 3s --key a --key b",
             "ingestctl completions fish",
+            "ingestctl log verify --from 5 --bytes-per-second 10MiB",
+            "ingestctl log verify --data-dir d",
+            "ingestctl log quarantine",
+            "ingestctl log quarantine list --open",
+            "ingestctl log quarantine show 42",
+            "ingestctl log quarantine save 0/42 f",
+            "ingestctl log quarantine acknowledge 0/42 0/50 --reason r --by me",
+            "ingestctl log quarantine acknowledge --all --reason r",
         ] {
             parse(line).unwrap();
         }

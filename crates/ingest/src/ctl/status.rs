@@ -11,6 +11,7 @@ use super::{
     admin::{self, Admin},
     fault::{Fault, Verdict},
     human,
+    log::Stretch,
     offsets::Offsets,
     out::Tone,
     table::Table,
@@ -24,7 +25,8 @@ const BAR_WIDTH: usize = 20;
 /// Tell whether the server is well: stages, offsets, sinks, freshness
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Exit status 0 if the server would accept an event now, 1 if not, 3 if it cannot be reached.
+Exit status 0 if the server would accept an event now and nothing in its log is damaged that nobody
+has acknowledged, 1 if not, 3 if it cannot be reached.
 
   HELD       how full a stage is, of the bytes it may hold
   DRAIN      what it passes on, measured
@@ -57,6 +59,7 @@ struct Status {
     stages: Vec<Stage>,
     sinks: Vec<Sink>,
     dedup: Vec<Dedup>,
+    log_quarantine: Damage,
 }
 
 /// What a partition remembers of clients' ids.
@@ -73,6 +76,18 @@ struct Dedup {
 struct Window {
     window_seconds: u64,
     kept_seconds: u64,
+}
+
+/// What of the log is damaged.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Damage {
+    stretches: u64,
+    events: u64,
+    open_stretches: u64,
+    open_events: u64,
+    more_than_recorded: bool,
+    first_open: Vec<Stretch>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -130,7 +145,7 @@ pub async fn run(args: &StatusArgs, context: &Context) -> Result<Verdict, Fault>
         } else {
             context.out.line(&page(context, &document, &offsets)?)?;
         }
-        return Ok(Verdict::when(document.get("ready") == Some(&Value::Bool(true))));
+        return Ok(Verdict::when(is_healthy(&document)));
     }
     let every = args.every.0.max(Duration::from_millis(100));
     loop {
@@ -151,6 +166,12 @@ pub async fn run(args: &StatusArgs, context: &Context) -> Result<Verdict, Fault>
     }
 }
 
+/// Ready, and nothing waits for a person. A server that does not say the second is believed.
+fn is_healthy(document: &Value) -> bool {
+    document.get("ready") == Some(&Value::Bool(true))
+        && document.get("healthy") != Some(&Value::Bool(false))
+}
+
 async fn ask(admin: &Admin) -> Result<(Value, Value), Fault> {
     Ok((admin.get(PATH).await?, admin.get(OFFSETS).await?))
 }
@@ -168,6 +189,7 @@ fn page(context: &Context, document: &Value, offsets: &Value) -> Result<String, 
     section(stages(&status));
     section(offsets.table());
     section(sinks(&status));
+    lines.extend(damage(context, &status.log_quarantine));
     lines.extend(troubles(context, &status));
     Ok(lines.join("\n"))
 }
@@ -240,6 +262,42 @@ fn sinks(status: &Status) -> Table {
         ]);
     }
     table
+}
+
+/// Damaged stretches of the log: those that wait for a person first, the others in one line.
+fn damage(context: &Context, damage: &Damage) -> Vec<String> {
+    let mut lines = Vec::new();
+    if 0 < damage.open_stretches {
+        lines.push(String::new());
+        let text = format!(
+            "DAMAGED: {} lost in {} of the log; see ingestctl log quarantine",
+            human::things(damage.open_events, "event", "events"),
+            human::things(damage.open_stretches, "stretch", "stretches"),
+        );
+        lines.push(context.out.paint(Tone::Bad, &text));
+        lines.extend(damage.first_open.iter().map(|stretch| format!("  {}", stretch.place())));
+        let more = damage.open_stretches.saturating_sub(damage.first_open.len() as u64);
+        if 0 < more {
+            lines.push(format!("  … and {} more", human::count(more)));
+        }
+    }
+    if damage.more_than_recorded {
+        let text = "more of the log is damaged than is recorded: replace the disk";
+        lines.push(context.out.paint(Tone::Bad, text));
+    }
+    let (stretches, events) = (
+        damage.stretches.saturating_sub(damage.open_stretches),
+        damage.events.saturating_sub(damage.open_events),
+    );
+    if 0 < stretches {
+        lines.push(String::new());
+        lines.push(format!(
+            "{} lost in {} of the log, acknowledged",
+            human::things(events, "event", "events"),
+            human::things(stretches, "damaged stretch", "damaged stretches"),
+        ));
+    }
+    lines
 }
 
 /// What a person must look at, said in words.

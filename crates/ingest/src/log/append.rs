@@ -5,11 +5,13 @@ use std::{io, sync::Arc, time::Instant};
 use tidegate_event::{Offset, OffsetRange, ReceivedAt};
 
 use super::{
-    FrameBody, LogHandle,
+    FrameBody, LogHandle, SeenBy,
     frame::FRAME_HEADER_BYTES,
     handle::{Segment, Shared},
     listing::Mark,
+    quarantine::Damage,
     segment::{self, FRAMES_AT, Fault, Previous, SegmentHeader},
+    watermark::{Durable, Watermark},
 };
 use crate::{
     clock::Clock,
@@ -64,6 +66,7 @@ pub struct Log {
     /// The last segment that has frames and is not the active one.
     pub(super) previous: Option<Previous>,
     pub(super) marked_clean: bool,
+    pub(super) watermark: Watermark,
     pub(super) poisoned: bool,
     /// Held for as long as any partition is.
     pub(super) _lock: Arc<LockGuard>,
@@ -117,6 +120,7 @@ impl Log {
         faults::at(Point::Written);
         self.sync()?;
         faults::at(Point::Synced);
+        self.tell(&written);
         Ok(self.publish(written, frames.len()))
     }
 
@@ -158,7 +162,8 @@ impl Log {
             }
             state.earliest = state.segments.front().map_or(0, |first| first.base);
         });
-        self.shared.quarantine(range);
+        let damage = Damage { range, segment: last.base, position: last.position, bytes: 0 };
+        self.shared.damaged(damage, SeenBy::Start);
         Ok(())
     }
 
@@ -208,6 +213,7 @@ impl Log {
             }
             removed += 1;
         }
+        self.shared.tidy_quarantine();
         Ok(removed)
     }
 
@@ -313,6 +319,15 @@ impl Log {
         }
         metrics::log_sync_seconds(&self.shared.label, start.elapsed().as_secs_f64());
         synced.map_err(|error| self.poison(error))
+    }
+
+    /// Before anybody is answered: whatever was answered is proved durable after a kill.
+    fn tell(&mut self, written: &Written) {
+        if let Some(active) = &self.active {
+            let (base, bytes) = (active.base, written.position);
+            let durable = Durable { base, bytes, latest: written.next };
+            self.watermark.tell(durable, self.shared.seed);
+        }
     }
 
     fn publish(&mut self, written: Written, frames: usize) -> Vec<Offset> {

@@ -7,11 +7,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tidegate_event::{Offset, OffsetRange, Partition, ReceivedAt};
+use tidegate_event::{Offset, Partition, ReceivedAt};
 use tokio::sync::watch;
 
-use super::{LogReader, ReadError, segment::FRAMES_AT};
-use crate::{metrics, storage::Storage};
+use super::{
+    AcknowledgeError, Acknowledged, LogReader, QuarantineTotals, ReadError, SeenBy, Stretch,
+    Verifier,
+    quarantine::{Damage, Quarantine},
+    segment::{self, FRAMES_AT},
+};
+use crate::{
+    clock::Clock,
+    metrics,
+    storage::{Storage, StorageFile},
+};
 
 /// How far apart the entries of a segment's index lie, in bytes.
 const INDEX_STEP: u64 = 1 << 20;
@@ -55,8 +64,6 @@ pub(super) struct State {
     pub bytes: u64,
     holds: BTreeMap<u64, (String, u64)>,
     holds_made: u64,
-    /// Damage that was counted already: from -> to.
-    quarantined: BTreeMap<u64, u64>,
 }
 
 pub(super) struct Shared {
@@ -67,7 +74,9 @@ pub(super) struct Shared {
     pub seed: u32,
     pub key: [u8; 16],
     pub storage: Arc<dyn Storage>,
+    clock: Arc<dyn Clock>,
     state: Mutex<State>,
+    quarantine: Mutex<Quarantine>,
     grown: Condvar,
     latest: watch::Sender<u64>,
 }
@@ -91,11 +100,12 @@ impl Shared {
         partition: Partition,
         dir: PathBuf,
         (seed, key): (u32, [u8; 16]),
-        storage: Arc<dyn Storage>,
-        state: State,
+        (storage, clock): (Arc<dyn Storage>, Arc<dyn Clock>),
+        (state, quarantine): (State, Quarantine),
     ) -> Self {
         let latest = watch::Sender::new(state.latest);
         let (label, state) = (partition.to_string(), Mutex::new(state));
+        let quarantine = Mutex::new(quarantine);
         Self {
             log_id,
             partition,
@@ -104,7 +114,9 @@ impl Shared {
             seed,
             key,
             storage,
+            clock,
             state,
+            quarantine,
             grown: Condvar::new(),
             latest,
         }
@@ -155,21 +167,45 @@ impl Shared {
         }
     }
 
-    /// Counts damage, and alarms, once however many readers come by.
-    pub fn quarantine(&self, range: OffsetRange) {
-        let (from, to) = (range.from().0, range.to().0);
-        let new = {
-            let mut state = self.state();
-            let covered = |(f, t): (&u64, &u64)| *f <= from && to <= *t;
-            let known = state.quarantined.range(..=from).next_back().is_some_and(covered);
-            if !known {
-                state.quarantined.insert(from, to);
-            }
-            !known
-        };
-        if new {
+    pub fn quarantine(&self) -> MutexGuard<'_, Quarantine> {
+        self.quarantine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts damage, records it, and alarms, once however many readers come by.
+    pub fn damaged(&self, damage: Damage, by: SeenBy) {
+        let mut quarantine = self.quarantine();
+        let new = quarantine.note(damage, by, self.clock.now());
+        if new.is_empty() {
+            return;
+        }
+        self.save_quarantine(&mut quarantine);
+        drop(quarantine);
+        let segment = segment::path(&self.dir, damage.segment);
+        for range in new {
             metrics::log_quarantined_events(&self.label, range.count());
-            tracing::error!(partition = self.partition.0, %range, "these offsets of the log are damaged and set aside");
+            tracing::error!(
+                partition = self.partition.0,
+                %range,
+                events = range.count(),
+                segment = %segment.display(),
+                position = damage.position,
+                found_by = by.as_str(),
+                "these offsets of the log are damaged and set aside"
+            );
+        }
+    }
+
+    /// Forgets the damage that retention has removed, and writes what could not be written before.
+    pub fn tidy_quarantine(&self) {
+        let earliest = self.state().earliest;
+        let mut quarantine = self.quarantine();
+        quarantine.forget_before(earliest);
+        self.save_quarantine(&mut quarantine);
+    }
+
+    fn save_quarantine(&self, quarantine: &mut Quarantine) {
+        if let Err(error) = quarantine.save(&*self.storage) {
+            tracing::error!(partition = self.partition.0, %error, "what is damaged cannot be recorded; it is tried again");
         }
     }
 }
@@ -248,10 +284,10 @@ impl LogHandle {
         self.0.state().segments.iter().map(|s| Offset(s.base)).collect()
     }
 
-    /// The first offset that is known to be damaged, so far.
+    /// The first offset, of those from `since` on, that is known to be damaged so far.
     #[must_use]
-    pub fn first_damage(&self) -> Option<Offset> {
-        self.0.state().quarantined.keys().next().map(|from| Offset(*from))
+    pub fn first_damage(&self, since: Offset) -> Option<Offset> {
+        self.0.quarantine().first_behind(since)
     }
 
     /// 16 random bytes of this partition, the same after every start.
@@ -278,6 +314,55 @@ impl LogHandle {
     /// [`ReadError::Gone`] where retention has removed it.
     pub fn read_from(&self, from: Offset) -> Result<LogReader, ReadError> {
         LogReader::new(Arc::clone(&self.0), from)
+    }
+
+    /// What is known to be damaged, in order.
+    #[must_use]
+    pub fn quarantined(&self) -> Vec<Stretch> {
+        self.0.quarantine().all()
+    }
+
+    /// How much that is.
+    #[must_use]
+    pub fn quarantine_totals(&self) -> QuarantineTotals {
+        self.0.quarantine().totals()
+    }
+
+    /// Lets damage that begins at `wanted` rest: it alarms no more. Returns what was not acknowledged
+    /// before.
+    ///
+    /// # Errors
+    /// [`AcknowledgeError`]; nothing was changed then.
+    pub fn acknowledge(
+        &self,
+        wanted: &[Offset],
+        by: &str,
+        reason: &str,
+    ) -> Result<Vec<Stretch>, AcknowledgeError> {
+        let (by, reason) = (by.to_owned(), reason.to_owned());
+        let done = Acknowledged { at: self.0.clock.now(), by, reason };
+        let rested = self.0.quarantine().acknowledge(&*self.0.storage, wanted, &done)?;
+        for Stretch { range, .. } in &rested {
+            let Acknowledged { by, reason, .. } = &done;
+            tracing::info!(partition = self.0.partition.0, %range, by, reason, "damage of the log was acknowledged");
+        }
+        Ok(rested)
+    }
+
+    /// The file of the segment that holds damage, to look at its bytes.
+    ///
+    /// # Errors
+    /// As `open(2)`.
+    pub fn segment_of(&self, stretch: &Stretch) -> std::io::Result<Arc<dyn StorageFile>> {
+        self.0.storage.open(&segment::path(&self.0.dir, stretch.segment.0))
+    }
+
+    /// Verifies every frame that lies in `[from, to)`, as far as those are there.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn verify(&self, from: Offset, to: Offset) -> Result<Verifier, ReadError> {
+        Verifier::new(Arc::clone(&self.0), from, to)
     }
 
     /// Blocks until `latest() > seen`, at most for `timeout`; says whether it is.

@@ -12,7 +12,9 @@ use tidegate_event::Partition;
 use super::{
     OpenError,
     folder::{Place as Folder, at},
+    quarantine,
     segment::{self, FRAMES_AT, SegmentHeader},
+    watermark,
 };
 use crate::storage::{self, Storage, StorageFile};
 
@@ -25,7 +27,7 @@ pub(super) struct Mark {
 }
 
 impl Mark {
-    const NAME: &str = "clean";
+    pub const NAME: &str = "clean";
 
     fn text(self) -> String {
         let facts = format!("{} {} {}", self.base, self.bytes, self.latest);
@@ -43,7 +45,7 @@ impl Mark {
         }
     }
 
-    fn parse(text: &[u8]) -> Option<Self> {
+    pub fn parse(text: &[u8]) -> Option<Self> {
         let mut words = std::str::from_utf8(text).ok()?.split_ascii_whitespace();
         let mut number = || words.next()?.parse().ok();
         let mark = Self { base: number()?, bytes: number()?, latest: number()? };
@@ -95,8 +97,10 @@ pub(super) fn list(
                 let text = storage.read(&path).map_err(at(&path))?;
                 (listing.mark, listing.marked) = (Mark::parse(&text), true);
             }
-            "ledger.json" | "dedup" => {}
-            "clean.new" | "ledger.json.new" => storage.remove(&path).map_err(at(&path))?,
+            "ledger.json" | "dedup" | quarantine::NAME | watermark::NAME => {}
+            "clean.new" | "ledger.json.new" | "quarantine.new" => {
+                storage.remove(&path).map_err(at(&path))?;
+            }
             _ if name.strip_suffix(".new").is_some_and(|n| segment::parse_name(n).is_some()) => {
                 storage.remove(&path).map_err(at(&path))?;
                 listing.notes.push(format!("the half made {name} was removed"));

@@ -8,6 +8,9 @@
 //! | `append` | the one writer of a partition: groups of frames, segments, retention |
 //! | `reader` | reads frame by frame, verified, never past what is durable |
 //! | `handle` | what everybody may know: extent, holds, waiting for more |
+//! | `quarantine` | what is damaged, who found it, who acknowledged it |
+//! | `watermark` | how far it is durable, for the start after a kill |
+//! | `verify` | reads it all, for an operator; `offline` without a server |
 //! | `walk` | the frames of one file, and the next whole one behind damage |
 //! | `frame`, `segment` | the bytes (docs/log-format.md) |
 //!
@@ -21,10 +24,14 @@ mod folder;
 mod frame;
 mod handle;
 mod listing;
+mod offline;
+mod quarantine;
 mod reader;
 mod recover;
 mod segment;
+mod verify;
 mod walk;
+mod watermark;
 
 #[cfg(test)]
 pub(crate) mod faulty;
@@ -42,8 +49,11 @@ pub use append::{AppendFault, Log};
 pub use folder::{OpenError, Opened, open};
 pub use frame::{BODY_BYTES_MAX, FRAME_HEADER_BYTES, FrameBody, FrameError};
 pub use handle::{Hold, LogHandle};
+pub use offline::{OfflineError, inspect, read_some};
+pub use quarantine::{AcknowledgeError, Acknowledged, QuarantineTotals, SeenBy, Stretch};
 pub use reader::{Entry, Frame, LogReader, ReadError};
 pub use recover::Recovery;
+pub use verify::{Verified, Verifier};
 
 /// `[log]`
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]

@@ -6,11 +6,16 @@ use bytes::Bytes;
 use tidegate_event::{Offset, OffsetRange, ReceivedAt};
 
 use super::{
+    SeenBy,
     handle::{Extent, Shared},
+    quarantine::Damage,
     segment::{self, FRAMES_AT},
     walk::{Found, OnReadError, Place, READ_BYTES, Step, Walker},
 };
-use crate::faults::{Bug, planted};
+use crate::{
+    faults::{Bug, planted},
+    storage::StorageFile,
+};
 
 /// Why the log cannot be read on.
 #[derive(Debug, thiserror::Error)]
@@ -72,13 +77,24 @@ pub struct LogReader {
     place: Place,
     open: Option<(Extent, Walker)>,
     noted: u64,
+    by: SeenBy,
 }
 
 impl LogReader {
     pub(super) fn new(shared: Arc<Shared>, from: Offset) -> Result<Self, ReadError> {
         shared.extent(from.0)?;
         let place = Place { position: 0, offset: from.0, chain: None };
-        Ok(Self { shared, from: from.0, place, open: None, noted: 0 })
+        Ok(Self { shared, from: from.0, place, open: None, noted: 0, by: SeenBy::Reader })
+    }
+
+    /// One that asks the disk, not the cache, and leaves nothing in that.
+    pub(super) fn verifying(shared: Arc<Shared>, from: Offset) -> Result<Self, ReadError> {
+        Ok(Self { by: SeenBy::Verify, ..Self::new(shared, from)? })
+    }
+
+    /// The segment that was read last.
+    pub(super) fn segment(&self) -> Option<u64> {
+        self.open.as_ref().map(|(extent, _)| extent.segment)
     }
 
     /// The first offset that [`LogReader::next`] has not passed.
@@ -95,18 +111,20 @@ impl LogReader {
     pub fn next(&mut self) -> Result<Option<Entry>, ReadError> {
         loop {
             let Some((extent, mut walker)) = self.extent()? else { return Ok(None) };
-            let mut place = self.place;
+            let (begin, mut place) = (self.place.position, self.place);
             let step = walker.step(&mut place, self.from);
             self.open = Some((extent, walker));
             let step = step.map_err(|source| self.fault(extent.segment, source))?;
             self.place = place;
             let entry = match step {
                 Step::Frame(found) => self.frame(&extent, found),
-                Step::Damaged(range) => self.damaged(range.from().0, range.to().0),
+                Step::Damaged(range) => {
+                    self.damaged(&extent, range.from().0, range.to().0, (begin, place.position))
+                }
                 Step::Tail => {
                     let from = self.place.offset;
                     self.place = Place { position: extent.bytes, offset: extent.end, chain: None };
-                    self.damaged(from, extent.end)
+                    self.damaged(&extent, from, extent.end, (begin, extent.bytes))
                 }
             };
             if entry.is_some() {
@@ -125,7 +143,8 @@ impl LogReader {
             return None;
         }
         let Ok(body) = header.open_body(found.stored) else {
-            return self.damaged(header.base, header.end());
+            let bytes = (found.position, found.position + header.frame_bytes());
+            return self.damaged(extent, header.base, header.end(), bytes);
         };
         Some(Entry::Frame(Frame {
             base: Offset(header.base),
@@ -136,11 +155,17 @@ impl LogReader {
         }))
     }
 
-    fn damaged(&self, from: u64, to: u64) -> Option<Entry> {
+    fn damaged(&self, extent: &Extent, from: u64, to: u64, bytes: (u64, u64)) -> Option<Entry> {
         if planted(Bug::DamageNotTold) {
             return None;
         }
-        self.shared.quarantine(OffsetRange::new(Offset(from), Offset(to))?);
+        let damage = Damage {
+            range: OffsetRange::new(Offset(from), Offset(to))?,
+            segment: extent.segment,
+            position: bytes.0,
+            bytes: bytes.1.min(extent.bytes).saturating_sub(bytes.0),
+        };
+        self.shared.damaged(damage, self.by);
         OffsetRange::new(Offset(from.max(self.from)), Offset(to)).map(Entry::Quarantined)
     }
 
@@ -154,12 +179,17 @@ impl LogReader {
             let Some(extent) = self.shared.extent(offset)? else { return Ok(None) };
             let mut walker = match self.open.take() {
                 Some((open, walker)) if open.segment == extent.segment => walker,
-                _ => match self.enter(&extent) {
-                    Ok(walker) => walker,
-                    // Retention was faster: the next look says so.
-                    Err(e) if e.kind() == io::ErrorKind::NotFound && self.gone(&extent) => continue,
-                    Err(source) => return Err(self.fault(extent.segment, source)),
-                },
+                before => {
+                    before.iter().for_each(|(_, left)| self.uncache(&*left.file));
+                    match self.enter(&extent) {
+                        Ok(walker) => walker,
+                        // Retention was faster: the next look says so.
+                        Err(e) if e.kind() == io::ErrorKind::NotFound && self.gone(&extent) => {
+                            continue;
+                        }
+                        Err(source) => return Err(self.fault(extent.segment, source)),
+                    }
+                }
             };
             (walker.limit, walker.bound) = (extent.bytes, extent.end);
             return Ok(Some((extent, walker)));
@@ -169,11 +199,20 @@ impl LogReader {
     fn enter(&mut self, extent: &Extent) -> io::Result<Walker> {
         let path = segment::path(&self.shared.dir, extent.segment);
         let file = self.shared.storage.open(&path)?;
+        self.uncache(&*file);
         let (offset, position) = extent.start;
         let chain = extent.chain.filter(|_| position == FRAMES_AT);
         self.from = self.from.max(self.place.offset);
         (self.place, self.noted) = (Place { position, offset, chain }, position);
         Ok(Walker::new(file, self.shared.seed, OnReadError::Zeros))
+    }
+
+    fn uncache(&self, file: &dyn StorageFile) {
+        if self.by == SeenBy::Verify
+            && let Err(error) = file.drop_cache()
+        {
+            tracing::warn!(%error, "verified as the cache has it: it could not be dropped");
+        }
     }
 
     fn gone(&self, extent: &Extent) -> bool {

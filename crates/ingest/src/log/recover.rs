@@ -10,13 +10,15 @@ use std::{
 use tidegate_event::{Offset, OffsetRange, Partition, ReceivedAt};
 
 use super::{
-    Log, OpenError,
+    Log, OpenError, SeenBy,
     append::Active,
     folder::{Place as Folder, at},
     handle::{Segment, Shared, State},
     listing::{self, Listed, Mark, read_full},
+    quarantine::{self, Damage, Quarantine},
     segment::{self, FRAMES_AT, Fault, Previous, SegmentHeader},
     walk::{OnReadError, Place, READ_BYTES, Step, Walker},
+    watermark::{self, Durable, Watermark},
 };
 use crate::{
     faults::{Bug, planted},
@@ -84,7 +86,12 @@ pub(super) fn open_partition(
     folder.storage.sync_dir(&dir).map_err(at(&dir))?;
     let key = listing::find_key(&listing)?;
     let seed = segment::seed(&folder.log_id, &key, partition.0);
-    let notes = std::mem::take(&mut listing.notes);
+    let mut notes = std::mem::take(&mut listing.notes);
+    let storage = &*folder.storage;
+    let (quarantine, note) =
+        Quarantine::load(storage, &dir).map_err(at(&dir.join(quarantine::NAME)))?;
+    notes.extend(note);
+    let durable = Durable::read(storage, &dir, seed).map_err(at(&dir.join(watermark::NAME)))?;
     let sealed = sealed(&listing.segments);
     let mut recovery = Recovery {
         partition,
@@ -95,31 +102,55 @@ pub(super) fn open_partition(
         quarantined: Vec::new(),
         notes,
     };
-    let (state, tail) = match listing.segments.pop() {
-        None => (State::default(), Tail::empty(listing.marked)),
+    let (state, tail, damage) = match listing.segments.pop() {
+        None => match listing.mark {
+            Some(mark) => {
+                return Err(OpenError::Missing { path: segment::path(&dir, mark.base) });
+            }
+            None => (State::default(), Tail::empty(listing.marked), Vec::new()),
+        },
         Some(last) => {
-            let found = verify(&dir, &last, listing.mark, seed)?;
-            mend(folder, &dir, key, (sealed, &last), found, (listing.marked, &mut recovery))?
+            let found = verify(&dir, &last, (listing.mark, durable), seed)?;
+            let marked = listing.marked;
+            mend(folder, &dir, key, (sealed, &last), found, (marked, &mut recovery))?
         }
     };
-    let log = log(folder, partition, dir, (seed, key), state, tail);
-    recovery.quarantined.iter().for_each(|range| log.shared.quarantine(*range));
+    let watermark =
+        Watermark::open(storage, &dir, !recovery.clean).map_err(at(&dir.join(watermark::NAME)))?;
+    let log = log(folder, partition, (dir, watermark), (seed, key), (state, quarantine), tail);
+    alarm(&log, &damage);
     if recovery.torn_bytes > 0 {
         metrics::log_torn_tails(&log.shared.label, 1);
     }
     Ok((log, recovery))
 }
 
+/// What was found now, and what was found before and nobody has acknowledged yet.
+fn alarm(log: &Log, damage: &[Damage]) {
+    let open = log.shared.quarantine().totals();
+    if open.open_stretches > 0 {
+        tracing::error!(
+            partition = log.shared.partition.0,
+            stretches = open.open_stretches,
+            events = open.open_events,
+            "damage of the log waits to be acknowledged: see ingestctl log quarantine"
+        );
+    }
+    damage.iter().for_each(|damage| log.shared.damaged(*damage, SeenBy::Start));
+    log.shared.tidy_quarantine();
+}
+
 /// What the last segment holds, and whether all of it may be trusted to be on the disk.
 fn verify(
     dir: &Path,
     last: &Listed,
-    mark: Option<Mark>,
+    (mark, told): (Option<Mark>, Option<Durable>),
     seed: u32,
 ) -> Result<(Scan, bool), OpenError> {
     let mark = mark.filter(|m| m.base >= last.base);
-    if let Some(mark) = mark.filter(|m| m.base > last.base) {
-        return Err(OpenError::Missing { path: segment::path(dir, mark.base) });
+    let bases = mark.map(|m| m.base).into_iter().chain(told.map(|t| t.base));
+    if let Some(base) = bases.max().filter(|base| last.base < *base) {
+        return Err(OpenError::Missing { path: segment::path(dir, base) });
     }
     let trusted =
         mark.is_some_and(|m| m.bytes == last.bytes) && last.intact || planted(Bug::CacheTrusted);
@@ -128,7 +159,9 @@ fn verify(
         last.file.sync_data().map_err(at(&last.path))?;
         last.file.drop_cache().map_err(at(&last.path))?;
     }
-    let found = scan(last, seed, mark.map_or(last.base, |m| m.latest)).map_err(at(&last.path))?;
+    let durable = mark.map(|m| m.latest).into_iter().chain(told.map(|t| t.latest)).max();
+    let durable = durable.unwrap_or(0).max(last.base);
+    let found = scan(last, seed, durable).map_err(at(&last.path))?;
     let whole = trusted && found.is_whole;
     Ok((found, whole))
 }
@@ -141,7 +174,7 @@ fn mend(
     (mut segments, last): (VecDeque<Segment>, &Listed),
     (found, whole): (Scan, bool),
     (marked, recovery): (bool, &mut Recovery),
-) -> Result<(State, Tail), OpenError> {
+) -> Result<(State, Tail, Vec<Damage>), OpenError> {
     let header = last.header.unwrap_or(SegmentHeader {
         log_id: folder.log_id,
         key,
@@ -171,8 +204,9 @@ fn mend(
     let state = State::new(segments, found.next);
     recovery.clean = whole && found.quarantined.is_empty();
     (recovery.earliest, recovery.latest) = (Offset(state.earliest), Offset(state.latest));
-    (recovery.torn_bytes, recovery.quarantined) = (found.torn_bytes, found.quarantined);
-    Ok((state, tail))
+    recovery.torn_bytes = found.torn_bytes;
+    recovery.quarantined = found.quarantined.iter().map(|damage| damage.range).collect();
+    Ok((state, tail, found.quarantined))
 }
 
 /// What the log needs to go on where the last segment ends.
@@ -205,16 +239,17 @@ impl Tail {
 fn log(
     folder: &Folder,
     partition: Partition,
-    dir: PathBuf,
+    (dir, watermark): (PathBuf, Watermark),
     secrets: (u32, [u8; 16]),
-    state: State,
+    (state, quarantine): (State, Quarantine),
     tail: Tail,
 ) -> Log {
     let log_id = String::from_utf8_lossy(&folder.log_id).into_owned();
     let next = state.latest;
-    let storage = Arc::clone(&folder.storage);
+    let outside = (Arc::clone(&folder.storage), Arc::clone(&folder.clock));
+    let inside = (state, quarantine);
     Log {
-        shared: Arc::new(Shared::new(log_id, partition, dir, secrets, storage, state)),
+        shared: Arc::new(Shared::new(log_id, partition, dir, secrets, outside, inside)),
         clock: Arc::clone(&folder.clock),
         limits: folder.limits,
         log_id: folder.log_id,
@@ -224,6 +259,7 @@ fn log(
         active: tail.active,
         previous: tail.previous,
         marked_clean: tail.marked,
+        watermark,
         poisoned: false,
         _lock: Arc::clone(&folder.lock),
     }
@@ -255,7 +291,7 @@ struct Scan {
     epoch: u32,
     newest: ReceivedAt,
     index: Vec<(u64, u64)>,
-    quarantined: Vec<OffsetRange>,
+    quarantined: Vec<Damage>,
     torn_bytes: u64,
     /// True where every byte of the file belongs to a whole frame.
     is_whole: bool,
@@ -277,7 +313,8 @@ fn scan(last: &Listed, seed: u32, durable: u64) -> io::Result<Scan> {
     };
     let mut durable = durable;
     let mut epoch = last.header.map_or(0, |h| h.epoch);
-    let mut damage: Vec<(Place, u64)> = Vec::new();
+    // Where damage begins and ends.
+    let mut damage: Vec<(Place, Place)> = Vec::new();
     let mut chain_before = chain;
     let stopped = loop {
         let before = place;
@@ -289,25 +326,36 @@ fn scan(last: &Listed, seed: u32, durable: u64) -> io::Result<Scan> {
                 segment.newest = segment.newest.max(found.header.received_at);
                 segment.note(found.header.base, found.position);
             }
-            Step::Damaged(range) => damage.push((before, range.to().0)),
+            Step::Damaged(_) => damage.push((before, place)),
             Step::Tail => break before,
         }
     };
-    if stopped.offset < durable {
-        damage.push((stopped, durable));
-    }
     let is_torn = |at: &Place| at.offset >= durable || planted(Bug::DamageIsTail);
     let torn = damage.iter().find(|(at, _)| is_torn(at)).map(|(at, _)| *at);
+    let mut kept = torn.unwrap_or(stopped);
+    if stopped.offset < durable {
+        // Its bytes are kept as well, for who wants to look at them.
+        let end = Place { position: last.bytes, offset: durable, chain: None };
+        damage.push((stopped, end));
+        kept.position = last.bytes;
+    }
     let lost = damage.iter().filter(|(at, _)| at.offset < durable);
-    let quarantined: Vec<_> =
-        lost.filter_map(|(at, to)| OffsetRange::new(Offset(at.offset), Offset(*to))).collect();
-    let kept = torn.unwrap_or(stopped);
+    let quarantined: Vec<_> = lost
+        .filter_map(|(at, to)| {
+            Some(Damage {
+                range: OffsetRange::new(Offset(at.offset), Offset(to.offset))?,
+                segment: last.base,
+                position: at.position,
+                bytes: to.position.min(last.bytes).saturating_sub(at.position),
+            })
+        })
+        .collect();
     let (end, next) = (kept.position.min(last.bytes).max(FRAMES_AT), kept.offset.max(durable));
     segment.index.retain(|(offset, _)| *offset < next);
     // Behind lost offsets, or a frame that is not all there, nothing can be chained.
     // Behind one whose damage only the mark of a clean stop proves, nothing must be: a new segment's
     // base says then that its offsets were given.
-    let ends_damaged = quarantined.last().is_some_and(|range| range.to().0 == next);
+    let ends_damaged = quarantined.last().is_some_and(|damage| damage.range.to().0 == next);
     let broken = ends_damaged || kept.offset < next || kept.position > last.bytes;
     let chain_before = chain_before.unwrap_or(0);
     Ok(Scan {

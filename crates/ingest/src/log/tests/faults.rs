@@ -121,6 +121,7 @@ fn a_start_that_fails_at_any_write_is_made_good_by_the_next() {
         drop(log);
         let (path, len) = last_segment(&place);
         fs::File::options().write(true).open(path).unwrap().set_len(len - 1).unwrap();
+        place.power_cut();
         disk.0.write.set(nth);
         let _ = place.try_open();
         disk.0.write.set(-1);

@@ -1,10 +1,11 @@
-//! The log against a model; `damage`: against flipped, lost and foreign bytes; `faults`: against a disk
-//! that fails. Does not prove what a real disk keeps when the power goes.
+//! The log against a model; `damage`, `rot`: against flipped, lost and foreign bytes; `faults`: against
+//! a disk that fails. Does not prove what a real disk keeps when the power goes.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 mod damage;
 mod faults;
+mod rot;
 
 use std::{fs, path::PathBuf, sync::Arc, sync::atomic::Ordering, time::Duration};
 
@@ -59,6 +60,10 @@ impl Place {
     }
     fn partition(&self) -> PathBuf {
         self.dir.path().join("log/partition-0")
+    }
+    /// What a power cut takes: all that was never synced.
+    fn power_cut(&self) {
+        fs::remove_file(self.partition().join("durable")).unwrap();
     }
     fn segments(&self) -> Vec<PathBuf> {
         let names = Disk.list(&self.partition()).unwrap();
@@ -179,6 +184,7 @@ fn a_torn_tail_is_cut_and_its_offsets_are_given_again() {
     drop(log);
     for cut in durable..whole.len() as u64 {
         fs::write(&place.segments()[0], &whole[..cut as usize]).unwrap();
+        place.power_cut();
         let (mut log, recovery) = place.open();
         let kept = u64::from(cut >= durable + 63);
         assert_eq!(recovery.latest, Offset(1 + kept), "cut at {cut}");
@@ -296,6 +302,7 @@ proptest! {
                     let durable = before.filter(|(_, p)| *p == path).map_or(160, |(len, _)| len);
                     let cut = durable + at.index((len - durable) as usize + 1) as u64;
                     fs::File::options().write(true).open(&path).unwrap().set_len(cut).unwrap();
+                    place.power_cut();
                     let (again, recovery) = place.open();
                     prop_assert!(recovery.quarantined.is_empty(), "{}", recovery);
                     log = again;

@@ -130,7 +130,10 @@ impl Dedup {
         let (storage, dir) = (log.storage(), log.dir().join("dedup"));
         storage.create_dir_all(&dir).map_err(DedupError::Index)?;
         let mark = windows.mark(log.key(), log.log_id(), self.partition.0);
-        let end = log.first_damage().map_or(end.0, |damage| damage.0.min(end.0));
+        // What lay in damage is lost and must be let in again. Older than every window, nobody asks.
+        let longest = windows.lengths().iter().copied().max().unwrap_or(0);
+        let since = log.offset_at(ReceivedAt(now.saturating_sub(longest)));
+        let end = log.first_damage(since).map_or(end.0, |damage| damage.0.min(end.0));
         let fit = Fit { mark, windows: windows.lengths(), now, end };
         let loaded = load::load(&*storage, &dir, &fit).map_err(DedupError::Index)?;
         let (found, mut ids, whole) = match loaded {

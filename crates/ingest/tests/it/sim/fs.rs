@@ -169,6 +169,17 @@ impl SimFs {
             .collect()
     }
 
+    /// The disk as it is now, to come back to.
+    pub fn world(&self) -> World {
+        lock(&self.0).world.clone()
+    }
+
+    /// The process is gone, and the disk is what it was then.
+    pub fn back_to(&self, world: &World) {
+        self.next_boot();
+        lock(&self.0).world.clone_from(world);
+    }
+
     /// Flips one bit of a file, on the platter.
     pub fn flip(&self, path: &Path, bit: usize) {
         let mut state = lock(&self.0);

@@ -3,6 +3,7 @@
 
 mod dedup;
 mod dice;
+mod every_bit;
 mod fs;
 mod injected;
 mod lake;
