@@ -12,12 +12,13 @@ import argparse
 import contextlib
 import dataclasses
 import multiprocessing
+import os
 import queue
-import random
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -40,15 +41,16 @@ def modes(what, lie=""):
     small = dataclasses.replace(KINDS["ext4-ordered"], bytes=40 * MIB)
     found = []
     if "power" in what:
-        plain = [Mode(KINDS[name]) for name in ("ext4-ordered", "ext4-writeback", "ext4-async-commit", "ext4-journal", "xfs")]
-        cached = [Mode(KINDS[name], "cached") for name in ("ext4-ordered", "ext4-writeback", "ext4-async-commit", "xfs", "btrfs")]
+        plain = [Mode(kind) for kind in KINDS.values() if kind.has_shutdown]
+        cached = [Mode(kind, "cached") for kind in KINDS.values()]
         kept = [Mode(KINDS["ext4-ordered"], retention=True), Mode(KINDS["ext4-writeback"], "cached", retention=True)]
         if lie:
             plain, kept = [] if lie == "barrier" else plain[:1], []
             cached = cached[:1]
         found += [("power", Machine, dataclasses.replace(mode, lie=lie)) for mode in plain + cached + kept]
     if "eio" in what:
-        found += [("eio", FailingDisk, Mode(KINDS[name], "cached")) for name in ("ext4-ordered", "ext4-writeback", "xfs")]
+        names = ("ext4-ordered", "ext4-writeback", "xfs")
+        found += [("eio", FailingDisk, Mode(KINDS[name], "cached")) for name in names]
         found += [("eio", FullBacking, Mode(KINDS["ext4-ordered"]))]
     if "enospc" in what:
         found += [("enospc", FullDisk, Mode(small)), ("enospc", FullDisk, Mode(KINDS["xfs"]))]
@@ -135,9 +137,10 @@ def job(plan, left, next_number, results):
     """Takes machine after machine until the cycles or the time are used up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    parent = os.getppid()
 
     def take():
-        if time.monotonic() > plan.deadline:
+        if time.monotonic() > plan.deadline or os.getppid() != parent:
             return False
         with left.get_lock():
             left.value -= 1
@@ -172,6 +175,7 @@ def torture(plan, jobs, show=lambda *_: None):
     workers = [context.Process(target=job, args=(plan, left, next_number, results)) for _ in range(jobs)]
     for worker in workers:
         worker.start()
+    end_early(left)
     rows, findings, crashes, ended, cycles, cuts = {}, [], [], 0, 0, 0
     try:
         while ended < jobs:
@@ -200,9 +204,26 @@ def torture(plan, jobs, show=lambda *_: None):
     return rows, findings, crashes
 
 
+def end_early(left):
+    """A first Ctrl-C or SIGTERM ends it after the cycles under way, with last checks and table; a second, at once."""
+
+    first = []
+
+    def stop(*_):
+        if first and time.monotonic() > first[0] + 1:  # not the same signal, sent to the group and to us
+            sys.exit(1)
+        first.append(time.monotonic())
+        left.value = 0
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, stop)
+        signal.signal(signal.SIGTERM, stop)
+
+
 def table(rows):
     """What was done and what came of it."""
-    heads = ("fault", "file system, disk", "images", "cycles", "cuts", "acked", "lost", "doubled", "books off", "broken", "s/cycle")
+    numbers = ("images", "cycles", "cuts", "acked", "lost", "doubled", "books off", "broken", "s/cycle")
+    heads = ("fault", "file system, disk", *numbers)
     lines = [heads]
     total = Counts()
     for (what, name, machine), counts in sorted(rows.items()):
@@ -211,7 +232,11 @@ def table(rows):
         lines.append((fault, name, *columns(counts)))
     lines.append(("all", "", *columns(total)))
     widths = [max(len(str(line[n])) for line in lines) for n in range(len(heads))]
-    return "\n".join("  ".join(str(word).rjust(w) if n > 1 else str(word).ljust(w) for n, (word, w) in enumerate(zip(line, widths))).rstrip() for line in lines), total
+    text = []
+    for line in lines:
+        words = [str(word).rjust(w) if n > 1 else str(word).ljust(w) for n, (word, w) in enumerate(zip(line, widths))]
+        text.append("  ".join(words).rstrip())
+    return "\n".join(text), total
 
 
 def columns(c):
@@ -227,8 +252,9 @@ def write_tallies(rows):
             if row[0] == what:
                 counts.add(one)
         tally = Tally(f"torture.power {what}", fault, PROMISES)
-        tried = counts.cuts if what == "power" else counts.cycles
-        tally.add(tried + (counts.broken if what != "power" else 0), max(0, tried - (counts.broken if what == "power" else 0)))
+        # A cut that broke a promise is among the cuts; a cycle that did is not among the cycles.
+        tried = counts.cuts if what == "power" else counts.cycles + counts.broken
+        tally.add(tried, tried - counts.broken)
         tally.write()
 
 
@@ -240,9 +266,9 @@ def arguments(argv):
     parser.add_argument("--jobs", type=int, default=1, help="images at once, each in a process of its own")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", default="", metavar="TEXT", help="only rows whose file system or disk contains this")
-    parser.add_argument("--machine", type=int, default=-1, metavar="N", help="only the machine that a finding names, for ever the same")
+    parser.add_argument("--machine", type=int, default=-1, metavar="N", help="only the machine that a finding names")
     parser.add_argument("--lie", choices=("sync", "barrier"), help="a system that lies: must be caught")
-    parser.add_argument("--keep", default="", metavar="FOLDER", help="where findings are put aside (a temporary folder)")
+    parser.add_argument("--keep", default="", metavar="FOLDER", help="where findings are put aside")
     given = parser.parse_args(argv)
     given.what = given.what.split(",")
     if unknown := set(given.what) - set(FAULTS):
@@ -257,9 +283,13 @@ def progress(began):
     """A line that is written over, on a terminal; nothing elsewhere."""
     if not sys.stderr.isatty():
         return lambda *_: None
-    return lambda cycles, cuts, found: print(
-        f"\r{cycles} cycles, {cuts} cuts, {found} findings, {time.monotonic() - began:.0f} s ", end="", file=sys.stderr, flush=True
-    )
+
+
+    def show(cycles, cuts, found):
+        text = f"\r{cycles} cycles, {cuts} cuts, {found} findings, {time.monotonic() - began:.0f} s "
+        print(text, end="", file=sys.stderr, flush=True)
+
+    return show
 
 
 def main(argv=None):
@@ -267,8 +297,7 @@ def main(argv=None):
     if not PLAIN.exists():
         print(f"{PLAIN} is missing: cargo build --workspace --locked --bins", file=sys.stderr)
         return 2
-    random.seed(given.seed)
-    found = [(what, machine, mode) for what, machine, mode in modes(given.what, given.lie or "") if given.only in mode.name]
+    found = [row for row in modes(given.what, given.lie or "") if given.only in row[2].name]
     usable, skipped = probe(found)
     for line in skipped:
         print(line)
@@ -286,13 +315,15 @@ def main(argv=None):
     text, total = table(rows)
     print(f"\n{text}\n{len(skipped)} skipped, seed {given.seed}, {time.monotonic() - began:.0f} s")
     print(
-        f"{total.recoveries_cut} starts were cut, {total.unflushed} sectors were at stake in disk caches, {total.aborted} aborts"
-        f" after a failed sync, {total.recovered} recoveries without a restart,\n"
-        f"{total.file_systems_lost} file systems did not survive a failing disk (told by their own checkers, not counted),"
+        f"{total.recoveries_cut} starts were cut, {total.unflushed} sectors were at stake in disk caches,"
+        f" {total.aborted} aborts after a failed sync, {total.recovered} recoveries without a restart,\n"
+        f"{total.file_systems_lost} file systems did not survive a failing disk (by their own checkers, not counted),"
         f" the lake was read {total.lake_checks} times"
     )
     for finding in findings[:FINDINGS_SHOWN]:
-        print(f"\nBROKEN: {finding.row[1]}, machine {finding.number}, after cycle {finding.cycle}: {finding.text[:1500]}\nput aside: {finding.kept}")
+        where = f"{finding.row[1]}, machine {finding.number}, after cycle {finding.cycle}"
+        print(f"\nBROKEN: {where}: {finding.text[:1500]}")
+        print(f"put aside: {finding.kept}")
     for crash in crashes:
         print(f"\nthe tool itself failed: {crash}")
     if given.lie:

@@ -4,8 +4,8 @@ A file in a file system of our own (FUSE, spoken raw), for a loop device to stan
 does, and remembers what each sector held when it was last told to flush. A cut gives back some of those: so a flush
 that was left out, a barrier that was not waited for, comes to light. Any file system can be cut this way.
 
-It runs as a process of its own: `python power_cache.py FOLDER IMAGE`; commands come as lines on its standard input, and each
-is answered by a line: `cut SEED`, `on`, `fail-syncs N`, `fail-writes N`, `stats`.
+It runs as a process of its own: `python power_cache.py FOLDER IMAGE`; commands come as lines on its standard input, and
+each is answered by a line: `cut SEED`, `on`, `fail-syncs N`, `fail-writes N`, `stats`.
 """
 
 import contextlib

@@ -39,6 +39,7 @@ class Kind:
     options: str
     bytes: int = 96 * MIB
     make: tuple = field(default=())
+    has_shutdown: bool = True
 
     def program(self):
         return f"mkfs.{self.family}"
@@ -53,7 +54,7 @@ KINDS = {
         Kind("ext4-async-commit", "ext4", "data=writeback,journal_async_commit", make=EXT4),
         Kind("ext4-journal", "ext4", "data=journal", make=EXT4),
         Kind("xfs", "xfs", "", bytes=320 * MIB, make=("-q", "-f", "-K")),
-        Kind("btrfs", "btrfs", "", bytes=160 * MIB, make=("-q", "-f", "-K", "--mixed")),
+        Kind("btrfs", "btrfs", "", bytes=160 * MIB, make=("-q", "-f", "-K", "--mixed"), has_shutdown=False),
     )
 }
 
@@ -67,11 +68,11 @@ def run(*command, timeout=60):
 
 
 def mounts_below(folder):
-    """Mount points below a folder, the innermost first."""
+    """Mount points below a folder, the last mounted first."""
     folder = f"{folder}/"
     with open("/proc/self/mounts", encoding="utf-8", errors="replace") as mounts:
         points = [line.split(" ")[1].replace("\\040", " ") for line in mounts]
-    return sorted((point for point in points if point.startswith(folder)), key=len, reverse=True)
+    return [point for point in reversed(points) if point.startswith(folder)]
 
 
 def loops_below(folder):
@@ -117,9 +118,9 @@ def tear_down(folder):
             os.kill(pid, 9)
     for point in mounts_below(folder):
         unmount(point)
-    for device in loops_below(folder):
-        with contextlib.suppress(OSError):  # the unmount frees it by itself, a moment later
-            run("losetup", "--detach", device)
+        for device in loops_below(folder):
+            with contextlib.suppress(OSError):  # the unmount frees it by itself; or it is still mounted
+                run("losetup", "--detach", device)
     shutil.rmtree(folder)
 
 
@@ -129,17 +130,23 @@ class WorkFolder:
     def __init__(self, base=None):
         self.base = Path(base) if base else default_base()
         self.base.mkdir(parents=True, exist_ok=True)
-        self.clean_leftovers()
-        self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=self.base))
-        self.lock = open(self.path / "lock", "w", encoding="utf-8")
-        fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        making = os.open(self.base, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(making, fcntl.LOCK_EX)  # one makes or cleans at a time
+            self.clean_leftovers()
+            self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=self.base))
+            self.lock = open(self.path / "lock", "w", encoding="utf-8")
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        finally:
+            os.close(making)
 
     def clean_leftovers(self):
         """Takes away what a run that was killed left: folders of our name whose lock nobody holds."""
         for folder in self.base.glob(f"{PREFIX}*"):
-            with contextlib.suppress(BlockingIOError, FileNotFoundError), open(folder / "lock", encoding="utf-8") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                tear_down(folder)
+            with contextlib.suppress(BlockingIOError, FileNotFoundError, NotADirectoryError):
+                with open(folder / "lock", encoding="utf-8") as lock:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    tear_down(folder)
 
     def close(self):
         tear_down(self.path)

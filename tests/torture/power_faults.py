@@ -38,7 +38,7 @@ class MendedDisk(Machine):
     fault = "EIO"
 
     def mount_mended(self):
-        """Mounts again; where the file system's own checker finds damage, the blocks of acknowledged events may be gone."""
+        """Mounts again; where the file system's own checker finds damage, blocks that were synced may be gone."""
         if not self.image.is_sound():
             self.counts.file_systems_lost += 1
             raise FileSystemLost
@@ -46,7 +46,7 @@ class MendedDisk(Machine):
 
 
 class FailingDisk(MendedDisk):
-    """A disk that fails some writes or flushes while the server works, is mended, and sometimes loses its cache on top."""
+    """A disk that fails some writes or flushes under load, is mended, and sometimes loses its cache on top."""
 
     scenes = ("fail-syncs", "fail-writes")
 
@@ -58,6 +58,10 @@ class FailingDisk(MendedDisk):
         how = self.dice.choice(self.scenes)
         # One, a few, or all from here on.
         number = self.dice.choice((1, 1, 3, 1_000_000))
+        # ext4 may answer 0 to an fdatasync that comes right after a failed journal commit (kernel 6.18: three loops of
+        # pwrite and fdatasync lose a synced write in 11 of 160 runs; on XFS in none of 60). So there, only what was
+        # answered before the fault counts. XFS, and a full backing below, are held to every answer.
+        self.journal.open = self.mode.kind.family != "ext4"
         self.story.append(f"{how} {number}: {self.disk.tell(f'{how} {number}')}")
         wait_until("a fault is met", lambda: self.failed() or not self.server.alive(), timeout=10)
         self.see_it_end()
@@ -66,6 +70,7 @@ class FailingDisk(MendedDisk):
             self.counts.cuts += 1
             self.story.append(self.disk.tell(f"cut {self.dice.getrandbits(32)}"))
         self.end_processes()
+        self.journal.open = True
         if not cut:
             with contextlib.suppress(OSError):  # what it cannot write out any more is what this is about
                 run("sync", "-f", self.image.point)
@@ -98,7 +103,7 @@ class FailingDisk(MendedDisk):
 
 
 class FullBacking(MendedDisk):
-    """A file system on a loop device whose backing file cannot grow: the kernel's own EIO at fsync, or a dead journal."""
+    """A file system on a loop device whose backing file cannot grow: the kernel's own error at fdatasync."""
 
     def __init__(self, folder, mode, seed, counts, environment=None):
         self.tiny = Path(folder) / "tiny"

@@ -1,4 +1,4 @@
-"""One machine under power cuts: a data folder and a lake on one file system, its server's lives, what must hold after each."""
+"""One machine under power cuts: data folder and lake on one file system, many lives of a server, what must hold."""
 
 import collections
 import contextlib
@@ -29,9 +29,9 @@ class FileSystemLost(Exception):
 class GatedJournal(Journal):
     """A journal that stops believing at the instant of a cut.
 
-    ext4's and XFS's shutdown ioctl let an fdatasync that runs at that moment return 0 for bytes that never got to the disk:
-    a loop of pwrite and fdatasync shows it in one cut of ten. A real cut takes the processor with it. So an answer that
-    comes in after the ioctl began is of unknown outcome; whatever came before counts."""
+    ext4's and XFS's shutdown ioctl let an fdatasync that runs at that moment return 0 for bytes that never got to the
+    disk: a loop of pwrite and fdatasync shows it in one cut of ten. A real cut takes the processor with it. So what is
+    answered after the ioctl began is of unknown outcome; what came before counts."""
 
     def __init__(self):
         super().__init__()
