@@ -30,8 +30,8 @@ from .rig import PLAIN, Tally
 
 PROMISES = ("P1", "P2", "P5")
 FAULTS = {"power": "power loss", "eio": "EIO", "enospc": "ENOSPC"}
-# Cycles on one image; where retention takes the log away each check reads the whole lake, so there are fewer.
-CYCLES, CYCLES_RETENTION = 150, 30
+# Cycles on one image: each check reads the whole log, and where retention takes that away, the whole lake.
+CYCLES, CYCLES_RETENTION = 50, 20
 FINDINGS_SHOWN = 5
 SYNC_LIE = "int fsync(int f){(void)f;return 0;} int fdatasync(int f){(void)f;return 0;}"
 
