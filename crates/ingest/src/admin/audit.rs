@@ -94,7 +94,7 @@ fn balance(pipeline: &Pipeline) -> Result<Value, Problem> {
     let mut lines = lines_of(pipeline, &ledgers);
     let whole = pipeline.logs.iter().all(|log| log.earliest() == Offset(0));
     let mut difference = standing.difference.unsigned_abs();
-    let mut at_sinks = BTreeMap::<&str, u64>::new();
+    let mut at_sinks: Vec<AtSink> = sinks.iter().map(|_| AtSink::default()).collect();
     let mut ledger_minus_log = 0i64;
     for (key, line) in &mut lines {
         let empty = InLog::default();
@@ -108,21 +108,21 @@ fn balance(pipeline: &Pipeline) -> Result<Value, Problem> {
         for (index, counts) in sinks.iter().enumerate() {
             let behind = found.behind.get(index).copied().unwrap_or_default();
             let sink = sink_line(key, line, counts, behind, files.get(&counts.sink));
-            let differences =
-                [Some(sink.difference), Some(sink.dead_letters_difference), sink.files_difference];
-            *at_sinks.entry(&counts.sink).or_default() +=
-                differences.iter().flatten().map(|n| n.unsigned_abs()).sum::<u64>();
+            if let Some(at_sink) = at_sinks.get_mut(index) {
+                at_sink.add(&sink);
+            }
             line.sinks.insert(counts.sink.clone(), sink);
         }
     }
-    for (sink, off) in at_sinks {
-        difference += off;
-        metrics::books_sink_difference(sink, signed(off));
-    }
     // Events in stretches that failed their checksum are of no type any more: they are taken out of
     // the sum, and told apart. Where that was before the ledger had them, it does not count them.
+    let never_counted: u64 = ledgers.iter().map(|ledger| ledger.lost).sum();
+    for ((counts, at_sink), behind) in sinks.iter().zip(at_sinks).zip(&lost.behind) {
+        let off = at_sink.off(counts.lost_in_log + behind, never_counted);
+        difference += off;
+        metrics::books_sink_difference(&counts.sink, signed(off));
+    }
     if whole {
-        let never_counted: u64 = ledgers.iter().map(|ledger| ledger.lost).sum();
         difference +=
             (ledger_minus_log + signed(never_counted) - signed(lost.events)).unsigned_abs();
     }
@@ -208,10 +208,46 @@ fn lines_of(pipeline: &Pipeline, ledgers: &[LedgerCopy]) -> BTreeMap<Key, Line> 
     lines
 }
 
+/// Where one sink's side differs, over all tenants and types.
+#[derive(Default)]
+struct AtSink {
+    /// Accepted and dead letters that are nowhere at the sink.
+    missing: u64,
+    /// What is at the sink and was never accepted.
+    surplus: u64,
+    files: u64,
+}
+
+impl AtSink {
+    fn add(&mut self, line: &SinkLine) {
+        for off in [line.difference, line.dead_letters_difference] {
+            if off < 0 {
+                self.surplus += off.unsigned_abs();
+            } else {
+                self.missing += off.unsigned_abs();
+            }
+        }
+        self.files += line.files_difference.unwrap_or(0).unsigned_abs();
+    }
+
+    /// How far off it is. `lost` events the log could not give to the sink, of whatever type they
+    /// were: they must be missing, and nothing else may. Of them `never_counted` are not accepted in
+    /// the ledger either; those alone may be at the sink beyond what was accepted.
+    fn off(&self, lost: u64, never_counted: u64) -> u64 {
+        let expected = signed(lost) - signed(never_counted);
+        let sum = signed(self.missing) - signed(self.surplus);
+        let unexplained = self.surplus.saturating_sub(never_counted);
+        self.files + unexplained + (sum - expected).unsigned_abs()
+    }
+}
+
 /// Events in stretches of the log that failed their checksum.
 #[derive(Debug, Default, Serialize)]
 struct Lost {
     events: u64,
+    /// Of those, what each sink has yet to come to, in the order of `Sinks::counts`.
+    #[serde(skip)]
+    behind: Vec<u64>,
     /// The first of them.
     stretches: Vec<Stretch>,
 }
@@ -225,9 +261,12 @@ struct Stretch {
 }
 
 impl Lost {
-    fn add(&mut self, partition: Partition, from: Offset, to: Offset) {
+    fn add(&mut self, partition: Partition, (from, to): (Offset, Offset), up_to: &[Offset]) {
         let events = to.since(from);
         self.events += events;
+        for (behind, up_to) in self.behind.iter_mut().zip(up_to) {
+            *behind += to.since(from.max(*up_to));
+        }
         if events > 0 && self.stretches.len() < STRETCHES_SHOWN {
             self.stretches.push(Stretch { partition, from, to });
         }
@@ -241,7 +280,7 @@ fn count_log(
     sinks: &[Counts],
 ) -> Result<(BTreeMap<Key, InLog>, Lost), Problem> {
     let mut found = BTreeMap::<Key, InLog>::new();
-    let mut lost = Lost::default();
+    let mut lost = Lost { behind: vec![0; sinks.len()], ..Lost::default() };
     for log in &pipeline.logs {
         let as_of = ledgers.iter().find(|l| l.partition == log.partition()).map(|l| l.as_of);
         let Some(as_of) = as_of else { continue };
@@ -253,7 +292,7 @@ fn count_log(
         let mut expected = from;
         // One batch is of one tenant and mostly of one type: the entry is looked up when it changes.
         scan(log, from, as_of, |event| {
-            lost.add(event.partition, expected, event.offset);
+            lost.add(event.partition, (expected, event.offset), &up_to);
             expected = event.offset.plus(1);
             let Some(entry) = entry_of(&mut found, event.batch.tenant, event.record.kind.name)
             else {
@@ -274,7 +313,7 @@ fn count_log(
             Ok(Next::Continue)
         })?;
         // What retention removed meanwhile is not lost.
-        lost.add(log.partition(), expected.max(log.earliest()), as_of);
+        lost.add(log.partition(), (expected.max(log.earliest()), as_of), &up_to);
     }
     Ok((found, lost))
 }

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     books::{Minute, Outcome},
     clock::Clock,
-    faults::{self, Point},
+    faults::{self, Bug, Point, planted},
     log::{AppendFault, FrameBody, Hold, Log},
     metrics,
 };
@@ -100,7 +100,11 @@ impl Writer {
                 self.queue.release(held);
             }
             Err(fault) => {
-                self.dedup.undo();
+                if planted(Bug::TwinOfTheLost) {
+                    self.dedup.keep(self.log.handle().latest(), self.clock.now());
+                } else {
+                    self.dedup.undo();
+                }
                 self.queue.release(held);
                 self.give_up(passes, &fault);
             }

@@ -117,6 +117,7 @@ fn damage_is_told_everywhere_until_somebody_acknowledges_it() {
     let lake = &row(&audit)["sinks"]["lake"];
     assert_eq!(lake["stored"], all - gone, "{audit:#}");
     assert_eq!(lake["files_difference"], 0, "{audit:#}");
+    assert_eq!(audit["balanced"], true, "{audit:#}");
     let ids: String = (0..all).map(|n| format!("{{\"event_id\":\"{n}\"}}\n")).collect();
     fs::write(dir.path().join("journal"), ids).unwrap();
     let journal = dir.path().join("journal").display().to_string();
@@ -187,6 +188,37 @@ fn acknowledge(server: &Server, dir: &Path) {
     let open = document(&ends(server, 0, &["log", "quarantine", "list", "--open", "--json"]));
     assert_eq!(open["quarantine"], json!([]));
     wait_for("the audit trail", || server.log().contains("damage of the log was acknowledged"));
+}
+
+/// Scenario: the ledger has counted all; killed; a sealed segment damaged before any sink came to it.
+/// Guarantees: the books balance, before and after the sink has passed the damage.
+#[test]
+fn damage_that_the_ledger_counted_and_no_sink_passed_leaves_the_books_balanced() {
+    let dir = tempdir().unwrap();
+    let partition = dir.path().join("data/log/partition-0");
+    let server = start(dir.path(), "1h");
+    send(&server, 0..40);
+    let counted = format!("\"as_of\":{}", 40 * EVENTS);
+    wait_for("the ledger to be written", || {
+        fs::read_to_string(partition.join("ledger.json")).is_ok_and(|text| text.contains(&counted))
+    });
+    server.kill();
+    flip_last_byte(&files(&partition, ".seg")[1]);
+    for flush in ["1h", "50ms"] {
+        let server = start(dir.path(), flush);
+        if flush == "50ms" {
+            server.settle();
+        }
+        let audit = server.admin_get("/api/v1/audit").json();
+        assert_eq!(audit["log_quarantined"]["events"], EVENTS, "{audit:#}");
+        assert_eq!(
+            (&audit["balanced"], &audit["difference"]),
+            (&json!(true), &json!(0)),
+            "{audit:#}"
+        );
+        server.kill();
+    }
+    Tally::new("rot", "bit flip", &["P5"]).survived(1);
 }
 
 /// Scenario: damage that a sink has passed already, in a sealed segment, while the server runs.
