@@ -75,33 +75,72 @@ fn append(runtime: &tokio::runtime::Runtime, writer: &WriterHandle, batches: Vec
     }
 }
 
+/// What is compared: name, whether events have ids, the window in seconds, how many ids.
+const CASES: [(&str, bool, u64, usize); 4] = [
+    ("no ids", false, 600, 1_000_000),
+    ("ids, window off", true, 0, 1_000_000),
+    ("ids, 1,000,000 remembered", true, 600, 1_000_000),
+    ("ids, 5,000,000 remembered", true, 600, 5_000_000),
+];
+
+fn group(number: &mut u64, with_ids: bool) -> Vec<EncodedBatch> {
+    *number += BATCHES;
+    (*number..*number + BATCHES).map(|n| batch(with_ids.then_some(n))).collect()
+}
+
 fn events(criterion: &mut Criterion) {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let mut group = criterion.benchmark_group("writer_ids");
-    group.throughput(Throughput::Elements(u64::from(EVENTS) * BATCHES));
-    for (name, with_ids, window, ids) in [
-        ("none", false, 600, 1_000_000),
-        ("window off", true, 0, 1_000_000),
-        ("1,000,000 remembered", true, 600, 1_000_000),
-        ("10,000,000 remembered", true, 600, 10_000_000),
-    ] {
+    let mut benches = criterion.benchmark_group("writer");
+    benches.throughput(Throughput::Elements(u64::from(EVENTS) * BATCHES));
+    for (name, with_ids, window, ids) in CASES {
         let dir = tempfile::TempDir::new().unwrap();
         let writer = start(dir.path(), window, ids);
         let mut number = 0;
-        group.bench_function(name, |bencher| {
+        benches.bench_function(name, |bencher| {
             bencher.iter_batched(
-                || {
-                    number += BATCHES;
-                    (number..number + BATCHES).map(|n| batch(with_ids.then_some(n))).collect()
-                },
+                || group(&mut number, with_ids),
                 |batches| append(&runtime, &writer, batches),
                 criterion::BatchSize::PerIteration,
             );
         });
-        eprintln!("{name}: {} ids remembered at the end", writer.dedup().ids);
         writer.close();
     }
-    group.finish();
+    benches.finish();
+}
+
+/// Time all threads of this process have had a core, in nanoseconds.
+fn busy() -> u64 {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let stats =
+        tasks.filter_map(|t| std::fs::read_to_string(t.unwrap().path().join("schedstat")).ok());
+    stats.filter_map(|text| text.split(' ').next()?.parse::<u64>().ok()).sum()
+}
+
+/// Core time of each case for an event, from the queue to the answer. The cases take turns, so that
+/// what else the machine does meets all of them.
+fn core_time() {
+    const ROUNDS: u64 = 250;
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let dirs = CASES.map(|_| tempfile::TempDir::new().unwrap());
+    let writers: Vec<_> =
+        CASES.iter().zip(&dirs).map(|(case, dir)| start(dir.path(), case.2, case.3)).collect();
+    let (mut number, mut spent) = ([0; CASES.len()], [0; CASES.len()]);
+    // The first rounds fill the memory, and are not counted.
+    for round in 0..6 * ROUNDS {
+        for (i, (case, writer)) in CASES.iter().zip(&writers).enumerate() {
+            let batches = group(number.get_mut(i).unwrap(), case.1);
+            let before = busy();
+            append(&runtime, writer, batches);
+            if round >= 5 * ROUNDS {
+                *spent.get_mut(i).unwrap() += busy() - before;
+            }
+        }
+    }
+    for ((case, spent), writer) in CASES.iter().zip(spent).zip(&writers) {
+        let each = spent / (ROUNDS * BATCHES * u64::from(EVENTS));
+        eprintln!("{}: {each} ns of a core an event, {} ids known", case.0, writer.dedup().ids);
+        writer.close();
+    }
 }
 
 fn resident() -> u64 {
@@ -133,6 +172,7 @@ fn memory() {
 
 fn main() {
     memory();
+    core_time();
     let mut criterion = Criterion::default().configure_from_args();
     events(&mut criterion);
     criterion.final_summary();

@@ -171,3 +171,44 @@ impl Memory {
         excess
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn is_known(memory: &mut Memory, live: u128) -> bool {
+        let key = Key { position: 0, index: 0, class: 0, dead: false, live };
+        let known = !memory.insert(&key, ReceivedAt(0));
+        memory.undo();
+        known
+    }
+
+    #[test]
+    fn of_two_copies_the_later_is_remembered_after_a_start() {
+        let mut memory = Memory::new(&[10], 10);
+        let seen = |(hash, at)| Seen::new(hash, at);
+        memory.restore(0, [(1, 0), (2, 5), (1, 9)].map(seen).into(), NEVER);
+        assert_eq!(memory.len(), 2);
+        assert_eq!(memory.evict(16), 0);
+        assert!(is_known(&mut memory, 1) && !is_known(&mut memory, 2));
+    }
+
+    #[test]
+    fn ids_are_forgotten_by_time_and_by_number_oldest_first() {
+        let mut memory = Memory::new(&[10, 100], 3);
+        let key = |class, live| Key { position: 0, index: 0, class, dead: false, live };
+        for (class, live, at) in [(1, 1, 0), (0, 2, 1), (1, 3, 2), (0, 4, 3)] {
+            assert!(memory.insert(&key(class, live), ReceivedAt(at)));
+        }
+        memory.keep(|_, _| {});
+        assert!(is_known(&mut memory, 1), "known until evicted");
+        assert_eq!(memory.evict(3), 1);
+        assert!(!is_known(&mut memory, 1), "too many: forgotten");
+        assert_eq!(memory.lines().iter().map(|l| l.lost).collect::<Vec<_>>(), [NEVER, 0]);
+        assert_eq!(memory.evict(13), 0);
+        assert!(is_known(&mut memory, 4), "just within the window");
+        assert_eq!(memory.evict(14), 0);
+        assert!(!is_known(&mut memory, 4) && is_known(&mut memory, 3), "each has its own window");
+    }
+}
