@@ -272,3 +272,50 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<S> {
         Poll::Ready(Ok(()))
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    use super::*;
+
+    /// How much of 100 KiB is read from a client that is still sending when its connection is ended.
+    async fn read_at_the_end(known: bool) -> usize {
+        let (mut client, server) = duplex(100 << 10);
+        client.write_all(&[b'x'; 100 << 10]).await.unwrap();
+        let pulse = Pulse::new(false);
+        if known {
+            pulse.request().is_known();
+        }
+        let mut watched = Watched::new(server, pulse);
+        watched.shutdown().await.unwrap();
+        let mut left = Vec::new();
+        let Watched { mut stream, .. } = watched;
+        drop(client);
+        stream.read_to_end(&mut left).await.unwrap();
+        (100 << 10) - left.len()
+    }
+
+    #[tokio::test]
+    async fn who_has_no_key_gets_next_to_nothing_read() {
+        let (known, stranger) = tokio::join!(read_at_the_end(true), read_at_the_end(false));
+        assert_eq!((known, stranger), (100 << 10, STRANGER_LINGER_BYTES));
+    }
+
+    #[tokio::test]
+    async fn a_bodiless_refusal_of_the_library_goes_out_as_ours_in_any_pieces() {
+        let bare = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n";
+        let (mut client, server) = duplex(7);
+        let mut watched = Watched::new(server, Pulse::new(false));
+        let reader = tokio::spawn(async move {
+            let mut text = String::new();
+            client.read_to_string(&mut text).await.unwrap();
+            text
+        });
+        watched.write_all(bare).await.unwrap();
+        drop(watched);
+        let text = reader.await.unwrap();
+        assert!(text.contains("x-request-id") && text.ends_with('}'), "{text}");
+    }
+}

@@ -18,6 +18,73 @@ use Fate::{Alone, Refused, Two};
 
 const EVENT: &str = "{\"event_type\":\"first\"}";
 
+/// More than one length, or none that can be read.
+const LENGTHS: &[&str] = &[
+    "Content-Length: 5\r\nContent-Length: 6",
+    "Content-Length: 6\r\nContent-Length: 5",
+    "Content-Length: 5, 6",
+    "Content-Length: +5",
+    "Content-Length: -5",
+    "Content-Length: 5 5",
+    "Content-Length: 0x5",
+    "Content-Length: 5.0",
+    "Content-Length: 5e0",
+    "Content-Length: five",
+    "Content-Length: ",
+    "Content-Length: ,",
+    "Content-Length: \"5\"",
+    "Content-Length: 5;",
+    "Content-Length: 18446744073709551616",
+    "Content-Length: 99999999999999999999999999",
+];
+
+/// Transfer codings that are not simply chunked.
+const CODINGS: &[&str] = &[
+    "chunked, identity",
+    "identity",
+    "xchunked",
+    "chunkedx",
+    "x chunked",
+    "gzip",
+    "chunked\r\nTransfer-Encoding: identity",
+    "\"chunked\"",
+    "chunked;q=1",
+    "",
+];
+
+/// Names and lines that some would read another way.
+const LINES: &[&str] = &[
+    "Transfer-Encoding : chunked",
+    " Transfer-Encoding: chunked",
+    "X: y\r\n Transfer-Encoding: chunked",
+    "X: y\r\n\tContent-Length: 5",
+    "Content-Length\t: 5",
+    "Content-Length\u{b}: 5",
+    "Content Length: 5",
+    "Content-Length\0: 5",
+    "X: a\rContent-Length: 5",
+    "X: a\0b",
+    ": empty",
+    "no colon",
+    "Transfer\u{2d}Encoding\u{a0}: chunked",
+];
+
+/// Chunks that are none.
+const CHUNKS: &[&str] = &[
+    "+16\r\n{\"event_type\":\"first\"}\r\n0\r\n\r\n",
+    "-1\r\n{\"event_type\":\"first\"}\r\n0\r\n\r\n",
+    "0x16\r\n{\"event_type\":\"first\"}\r\n0\r\n\r\n",
+    "16 16\r\n{\"event_type\":\"first\"}\r\n0\r\n\r\n",
+    "fffffffffffffffff\r\n{\"event_type\":\"first\"}\r\n0\r\n\r\n",
+    "ffffffffffffffff\r\n{\"event_type\":\"first\"}\r\n0\r\n\r\n",
+    "7fffffffffffffff\r\n{\"event_type\":\"first\"}\r\n0\r\n\r\n",
+    "16\r\n{\"event_type\":\"first\"}0\r\n\r\n",
+    "15\r\n{\"event_type\":\"first\"}\r\n0\r\n\r\n",
+    "\r\n16\r\n{\"event_type\":\"first\"}\r\n0\r\n\r\n",
+    "g\r\n{\"event_type\":\"first\"}\r\n0\r\n\r\n",
+    ";x\r\n{\"event_type\":\"first\"}\r\n0\r\n\r\n",
+];
+
 /// `(what stands between the first line and the body, the body as on the wire, what becomes of it)`
 fn cases() -> Vec<(String, String, Fate)> {
     let chunked = "Transfer-Encoding: chunked";
@@ -33,81 +100,22 @@ fn cases() -> Vec<(String, String, Fate)> {
         format!("{chunked}\r\nContent-Length: {length}"),
         format!("{chunked}\r\nContent-Length: 5"),
         format!("content-length: 0\r\n{chunked}"),
-        format!("CONTENT-LENGTH: 3\r\nTRANSFER-ENCODING: CHUNKED"),
+        "CONTENT-LENGTH: 3\r\nTRANSFER-ENCODING: CHUNKED".to_owned(),
         format!("{chunked}\r\nX: y\r\nContent-Length: 5\r\nContent-Length: 5"),
     ] {
         add(&both, &whole, Alone);
     }
     add(&format!("{chunked}\r\nContent-Length: x"), &whole, Alone);
-    // More than one length, or none that can be read.
-    for lengths in [
-        "Content-Length: 5\r\nContent-Length: 6",
-        "Content-Length: 6\r\nContent-Length: 5",
-        "Content-Length: 5, 6",
-        "Content-Length: +5",
-        "Content-Length: -5",
-        "Content-Length: 5 5",
-        "Content-Length: 0x5",
-        "Content-Length: 5.0",
-        "Content-Length: 5e0",
-        "Content-Length: five",
-        "Content-Length: ",
-        "Content-Length: ,",
-        "Content-Length: \"5\"",
-        "Content-Length: 5;",
-        "Content-Length: 18446744073709551616",
-        "Content-Length: 99999999999999999999999999",
-    ] {
+    for lengths in LENGTHS {
         add(lengths, EVENT, Refused);
     }
-    // A transfer coding that is not simply chunked.
-    for coding in [
-        "chunked, identity",
-        "identity",
-        "xchunked",
-        "chunkedx",
-        "x chunked",
-        "gzip",
-        "chunked\r\nTransfer-Encoding: identity",
-        "\"chunked\"",
-        "chunked;q=1",
-        "",
-    ] {
+    for coding in CODINGS {
         add(&format!("Transfer-Encoding: {coding}"), &whole, Refused);
     }
-    // Names and lines that some would read another way.
-    for line in [
-        "Transfer-Encoding : chunked",
-        " Transfer-Encoding: chunked",
-        "X: y\r\n Transfer-Encoding: chunked",
-        "X: y\r\n\tContent-Length: 5",
-        "Content-Length\t: 5",
-        "Content-Length\u{b}: 5",
-        "Content Length: 5",
-        "Content-Length\0: 5",
-        "X: a\rContent-Length: 5",
-        "X: a\0b",
-        ": empty",
-        "no colon",
-        "Transfer\u{2d}Encoding\u{a0}: chunked",
-    ] {
+    for line in LINES {
         add(line, EVENT, Refused);
     }
-    // Chunks that are none.
-    for body in [
-        "+16\r\n{\"event_type\":\"first\"}\r\n0\r\n\r\n",
-        "-1\r\n{\"event_type\":\"first\"}\r\n0\r\n\r\n",
-        "0x16\r\n{\"event_type\":\"first\"}\r\n0\r\n\r\n",
-        "16 16\r\n{\"event_type\":\"first\"}\r\n0\r\n\r\n",
-        "fffffffffffffffff\r\n{\"event_type\":\"first\"}\r\n0\r\n\r\n",
-        "ffffffffffffffff\r\n{\"event_type\":\"first\"}\r\n0\r\n\r\n",
-        "7fffffffffffffff\r\n{\"event_type\":\"first\"}\r\n0\r\n\r\n",
-        "16\r\n{\"event_type\":\"first\"}0\r\n\r\n",
-        "15\r\n{\"event_type\":\"first\"}\r\n0\r\n\r\n",
-        "\r\n16\r\n{\"event_type\":\"first\"}\r\n0\r\n\r\n",
-        "g\r\n{\"event_type\":\"first\"}\r\n0\r\n\r\n",
-        ";x\r\n{\"event_type\":\"first\"}\r\n0\r\n\r\n",
-    ] {
+    for body in CHUNKS {
         add(chunked, body, Refused);
     }
     // Legal, if odd.
@@ -119,6 +127,8 @@ fn cases() -> Vec<(String, String, Fate)> {
     add(chunked, &format!("000{:x}\r\n{EVENT}\r\n000\r\nX-Trailer: y\r\n\r\n", length), Two);
     add(&format!("Content-Length: {length}\r\nContent-Length: {length}"), EVENT, Two);
     add(&format!("Content-Length: 000{length}"), EVENT, Two);
+    // RFC 9112, 2.2: a line feed alone may end a line.
+    add(&format!("X: a\nContent-Length: {length}"), EVENT, Two);
     cases
 }
 
