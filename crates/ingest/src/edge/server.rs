@@ -324,11 +324,7 @@ impl Inner {
         let io = TokioIo::new(Watched::new(stream, Arc::clone(&pulse)));
         let service = service_fn(|request| {
             let (shared, busy) = (Arc::clone(&self.shared), pulse.request());
-            async move {
-                let answer = request::serve(shared, request).await;
-                drop(busy);
-                Ok::<_, Infallible>(answer)
-            }
+            async move { Ok::<_, Infallible>(request::serve(shared, request, busy).await) }
         });
         let mut connection = pin!(self.http.serve_connection(io, service));
         let mut phase = self.phase.subscribe();

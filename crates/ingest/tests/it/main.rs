@@ -13,4 +13,5 @@ mod server;
 mod sim;
 mod sink;
 mod tally;
+mod threats;
 mod tidy;
