@@ -31,7 +31,7 @@ pub(super) fn scan(
 ) -> Result<(), Problem> {
     let fault =
         |e: &dyn std::fmt::Display| Problem::internal(format!("the log could not be read: {e}"));
-    let mut reader = log.read_from(from.max(log.earliest())).map_err(|e| fault(&e))?;
+    let mut reader = log.read_patiently_from(from.max(log.earliest())).map_err(|e| fault(&e))?;
     while let Some(entry) = reader.next().map_err(|e| fault(&e))? {
         let Entry::Frame(frame) = entry else { continue };
         if frame.base >= to {

@@ -1,6 +1,10 @@
 //! The one writer of a partition: appends groups of frames, begins segments, removes old ones.
 
-use std::{io, sync::Arc, time::Instant};
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tidegate_event::{Offset, OffsetRange, ReceivedAt};
 
@@ -41,6 +45,7 @@ pub(super) struct Limits {
     pub segment_bytes: u64,
     pub retention_bytes: u64,
     pub retention_micros: i64,
+    pub read_patience: Duration,
 }
 
 /// The segment that frames go into.

@@ -100,6 +100,7 @@ pub fn open(
         segment_bytes: config.segment_bytes.0,
         retention_bytes: config.retention_bytes.0,
         retention_micros: i64::try_from(config.retention_age.0.as_micros()).unwrap_or(i64::MAX),
+        read_patience: config.read_patience.0,
     };
     let place = Place { storage, clock, dir, log_id, limits, lock: Arc::new(lock) };
     let (mut partitions, mut recovery) = (Vec::new(), Vec::new());

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use super::{
     AcknowledgeError, Acknowledged, LogReader, QuarantineTotals, ReadError, SeenBy, Stretch,
     Verifier,
+    patience::Patience,
     quarantine::{Damage, Quarantine},
     segment::{self, FRAMES_AT},
 };
@@ -77,6 +78,7 @@ pub(super) struct Shared {
     clock: Arc<dyn Clock>,
     state: Mutex<State>,
     quarantine: Mutex<Quarantine>,
+    pub patience: Patience,
     grown: Condvar,
     latest: watch::Sender<u64>,
 }
@@ -101,7 +103,7 @@ impl Shared {
         dir: PathBuf,
         (seed, key): (u32, [u8; 16]),
         (storage, clock): (Arc<dyn Storage>, Arc<dyn Clock>),
-        (state, quarantine): (State, Quarantine),
+        (state, quarantine, patience): (State, Quarantine, Patience),
     ) -> Self {
         let latest = watch::Sender::new(state.latest);
         let (label, state) = (partition.to_string(), Mutex::new(state));
@@ -117,6 +119,7 @@ impl Shared {
             clock,
             state,
             quarantine,
+            patience,
             grown: Condvar::new(),
             latest,
         }
@@ -200,6 +203,7 @@ impl Shared {
         let earliest = self.state().earliest;
         let mut quarantine = self.quarantine();
         quarantine.forget_before(earliest);
+        self.patience.forget_before(earliest);
         self.save_quarantine(&mut quarantine);
     }
 
@@ -314,6 +318,14 @@ impl LogHandle {
     /// [`ReadError::Gone`] where retention has removed it.
     pub fn read_from(&self, from: Offset) -> Result<LogReader, ReadError> {
         LogReader::new(Arc::clone(&self.0), from)
+    }
+
+    /// The same, but a page that cannot be read is an error for `log.read_patience`: ask again.
+    ///
+    /// # Errors
+    /// [`ReadError::Gone`] where retention has removed it.
+    pub fn read_patiently_from(&self, from: Offset) -> Result<LogReader, ReadError> {
+        LogReader::patient(Arc::clone(&self.0), from)
     }
 
     /// What is known to be damaged, in order.

@@ -11,6 +11,7 @@
 //! | `quarantine` | what is damaged, who found it, who acknowledged it |
 //! | `watermark` | how far it is durable, for the start after a kill |
 //! | `verify` | reads it all, for an operator; `offline` without a server |
+//! | `patience` | how long a page that cannot be read is asked for |
 //! | `walk` | the frames of one file, and the next whole one behind damage |
 //! | `frame`, `segment` | the bytes (docs/log-format.md) |
 //!
@@ -25,6 +26,7 @@ mod frame;
 mod handle;
 mod listing;
 mod offline;
+mod patience;
 mod quarantine;
 mod reader;
 mod recover;
@@ -76,6 +78,9 @@ pub struct LogConfig {
     /// Bytes of log at which new events are refused (503 `log_full`), because a blocking sink holds
     /// them; also the bound of every sink's backlog.
     pub backlog_bytes: Size,
+    /// How long a page of the log that cannot be read is asked for, before the sinks pass its events as
+    /// lost.
+    pub read_patience: Span,
     /// How long an id that a client sent is remembered; 0: ids are not deduplicated.
     pub dedup_window: Span,
     /// How many ids are remembered at most (about 64 bytes each).
@@ -95,6 +100,7 @@ impl Default for LogConfig {
             retention_bytes: Size(10 << 30),
             retention_age: Span::seconds(7 * 86_400),
             backlog_bytes: Size(20 << 30),
+            read_patience: Span::seconds(60),
             dedup_window: Span::seconds(600),
             dedup_ids: 1_000_000,
             dedup_windows: BTreeMap::new(),

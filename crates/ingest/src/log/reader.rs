@@ -1,6 +1,6 @@
 //! Reads a partition frame by frame, verified, never past what is durable.
 
-use std::{io, path::PathBuf, sync::Arc};
+use std::{io, path::PathBuf, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use tidegate_event::{Offset, OffsetRange, ReceivedAt};
@@ -78,13 +78,20 @@ pub struct LogReader {
     open: Option<(Extent, Walker)>,
     noted: u64,
     by: SeenBy,
+    is_patient: bool,
 }
 
 impl LogReader {
     pub(super) fn new(shared: Arc<Shared>, from: Offset) -> Result<Self, ReadError> {
         shared.extent(from.0)?;
         let place = Place { position: 0, offset: from.0, chain: None };
-        Ok(Self { shared, from: from.0, place, open: None, noted: 0, by: SeenBy::Reader })
+        let (by, is_patient) = (SeenBy::Reader, false);
+        Ok(Self { shared, from: from.0, place, open: None, noted: 0, by, is_patient })
+    }
+
+    /// One that gives up a page only after `log.read_patience`.
+    pub(super) fn patient(shared: Arc<Shared>, from: Offset) -> Result<Self, ReadError> {
+        Ok(Self { is_patient: true, ..Self::new(shared, from)? })
     }
 
     /// One that asks the disk, not the cache, and leaves nothing in that.
@@ -112,7 +119,12 @@ impl LogReader {
         loop {
             let Some((extent, mut walker)) = self.extent()? else { return Ok(None) };
             let (begin, mut place) = (self.place.position, self.place);
-            let step = walker.step(&mut place, self.from);
+            let mut step = walker.step(&mut place, self.from);
+            if step.is_err() && self.shared.patience.failed(extent.segment, Instant::now()) {
+                walker.on_error = OnReadError::Zeros;
+                place = self.place;
+                step = walker.step(&mut place, self.from);
+            }
             self.open = Some((extent, walker));
             let step = step.map_err(|source| self.fault(extent.segment, source))?;
             self.place = place;
@@ -204,7 +216,9 @@ impl LogReader {
         let chain = extent.chain.filter(|_| position == FRAMES_AT);
         self.from = self.from.max(self.place.offset);
         (self.place, self.noted) = (Place { position, offset, chain }, position);
-        Ok(Walker::new(file, self.shared.seed, OnReadError::Zeros))
+        let waits = self.is_patient && !self.shared.patience.is_over(extent.segment);
+        let on_error = if waits { OnReadError::Fail } else { OnReadError::Zeros };
+        Ok(Walker::new(file, self.shared.seed, on_error))
     }
 
     fn uncache(&self, file: &dyn StorageFile) {

@@ -15,6 +15,7 @@ use super::{
     folder::{Place as Folder, at},
     handle::{Segment, Shared, State},
     listing::{self, Listed, Mark, read_full},
+    patience::Patience,
     quarantine::{self, Damage, Quarantine},
     segment::{self, FRAMES_AT, Fault, Previous, SegmentHeader},
     walk::{OnReadError, Place, READ_BYTES, Step, Walker},
@@ -247,7 +248,7 @@ fn log(
     let log_id = String::from_utf8_lossy(&folder.log_id).into_owned();
     let next = state.latest;
     let outside = (Arc::clone(&folder.storage), Arc::clone(&folder.clock));
-    let inside = (state, quarantine);
+    let inside = (state, quarantine, Patience::new(folder.limits.read_patience));
     Log {
         shared: Arc::new(Shared::new(log_id, partition, dir, secrets, outside, inside)),
         clock: Arc::clone(&folder.clock),

@@ -106,7 +106,7 @@ impl LogSource for LogHandle {
         LogHandle::latest(self)
     }
     fn read_from(&self, from: Offset) -> Result<Box<dyn SourceReader>, SourceError> {
-        Ok(Box::new(LogHandle::read_from(self, from)?))
+        Ok(Box::new(LogHandle::read_patiently_from(self, from)?))
     }
     fn wait_past(&self, seen: Offset, timeout: Duration) -> bool {
         LogHandle::wait_past(self, seen, timeout)

@@ -159,6 +159,46 @@ fn bad_pages(seed: u64) -> u64 {
     fs.operations()
 }
 
+/// Trouble that passes: who is patient is told, asks again, and gets everything; nothing is set aside.
+fn trouble_that_passes(seed: u64) -> u64 {
+    let (fs, mut dice) = (SimFs::new(seed), Dice::new(!seed));
+    let (config, clock) = (small_log(), Arc::new(ManualClock::new(MORNING)));
+    let (mut log, _) = open_log(Arc::new(fs.process()), &config, &clock).unwrap();
+    let mut promised = Vec::new();
+    fill(&mut log, &mut promised, &mut dice);
+    let segments = segments(&fs);
+    let (path, len) = &segments[dice.index(segments.len())];
+    let from = dice.below(*len as u64);
+    fs.set_bad(Some((path, from, from + 1)));
+    let handle = log.handle();
+    let mut reader = handle.read_patiently_from(handle.earliest()).unwrap();
+    let (mut served, mut refused) = (0, 0);
+    loop {
+        match reader.next() {
+            Ok(Some(Entry::Frame(frame))) => {
+                assert_eq!(frame.base.0, promised[served].0);
+                served += 1;
+            }
+            Ok(Some(Entry::Quarantined(range))) => panic!("{range} was given up"),
+            Ok(None) => break,
+            Err(_) => {
+                refused += 1;
+                if refused == 3 {
+                    fs.set_bad(None);
+                }
+            }
+        }
+    }
+    assert_eq!(served, promised.len());
+    assert_eq!(handle.quarantine_totals().events, 0);
+    fs.operations()
+}
+
+#[test]
+fn trouble_with_reading_that_passes_costs_nothing() {
+    seeds("passing trouble", &["P2", "P5"], 100, trouble_that_passes);
+}
+
 #[test]
 fn a_flipped_bit_is_reported_and_costs_one_frame() {
     seeds("flips", &["P1", "P5"], 150, flips);
