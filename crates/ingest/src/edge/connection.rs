@@ -16,13 +16,16 @@ use tokio::{
     time::{Instant, Sleep, sleep},
 };
 
-use super::Timeouts;
+use super::{Timeouts, bare};
 
 /// How long, and for how many bytes, a closed connection is read on, so that a client that is still
 /// sending gets to read its answer instead of a reset. Many clients send a body whole before they
 /// read; to throw away twice the usual largest one costs a few milliseconds.
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 32 << 20;
+/// The same for a client that showed no live key: nobody gets much read for nothing. The rest is left
+/// where it is; a client that reads while it writes still has its answer.
+const STRANGER_LINGER_BYTES: usize = 16 << 10;
 
 /// What a connection is waiting for. Times are milliseconds since it began, plus 1; 0: not waiting.
 #[derive(Debug)]
@@ -33,6 +36,7 @@ pub(super) struct Pulse {
     head_since: AtomicU64,
     stalled_since: AtomicU64,
     http2: AtomicBool,
+    known: AtomicBool,
 }
 
 /// Why a connection was closed.
@@ -52,6 +56,7 @@ impl Pulse {
             head_since: AtomicU64::new(0),
             stalled_since: AtomicU64::new(0),
             http2: AtomicBool::new(http2),
+            known: AtomicBool::new(false),
         })
     }
 
@@ -98,6 +103,13 @@ impl Pulse {
 /// A request in progress.
 pub(super) struct Busy(Arc<Pulse>);
 
+impl Busy {
+    /// The request came with a live key.
+    pub(super) fn is_known(&self) {
+        self.0.known.store(true, Ordering::Relaxed);
+    }
+}
+
 impl Drop for Busy {
     fn drop(&mut self) {
         let now = self.0.now();
@@ -113,6 +125,8 @@ pub(super) struct Watched<S> {
     first: Vec<u8>,
     ended: bool,
     linger: Option<(Pin<Box<Sleep>>, usize)>,
+    /// Our own text in place of the HTTP library's, and how much of it is written.
+    instead: Option<(Vec<u8>, usize)>,
 }
 
 const PREFACE: &[u8] = b"PRI";
@@ -120,7 +134,7 @@ const PREFACE: &[u8] = b"PRI";
 impl<S> Watched<S> {
     pub(super) fn new(stream: S, pulse: Arc<Pulse>) -> Self {
         let first = Vec::with_capacity(PREFACE.len());
-        Self { stream, pulse, first, ended: false, linger: None }
+        Self { stream, pulse, first, ended: false, linger: None, instead: None }
     }
 
     fn on_read(&mut self, bytes: &[u8]) {
@@ -163,12 +177,41 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     }
 }
 
+impl<S: AsyncWrite + Unpin> Watched<S> {
+    /// Writes ours where `buf` is an answer of the HTTP library's own; `None` where it is not.
+    fn poll_instead(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Option<Poll<io::Result<usize>>> {
+        if self.instead.is_none() && !self.pulse.http2.load(Ordering::Relaxed) {
+            self.instead = bare::instead_of(buf).map(|ours| (ours, 0));
+        }
+        let (ours, done) = self.instead.as_mut()?;
+        while let Some(left) = ours.get(*done..).filter(|left| !left.is_empty()) {
+            match Pin::new(&mut self.stream).poll_write(cx, left) {
+                Poll::Ready(Ok(0)) => {
+                    return Some(Poll::Ready(Err(io::ErrorKind::WriteZero.into())));
+                }
+                Poll::Ready(Ok(written)) => *done += written,
+                Poll::Ready(Err(error)) => return Some(Poll::Ready(Err(error))),
+                Poll::Pending => return Some(Poll::Pending),
+            }
+        }
+        self.instead = None;
+        Some(Poll::Ready(Ok(buf.len())))
+    }
+}
+
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
+        if let Some(written) = self.poll_instead(cx, buf) {
+            return self.on_write(written);
+        }
         let written = Pin::new(&mut self.stream).poll_write(cx, buf);
         self.on_write(written)
     }
@@ -178,6 +221,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if let [head] = bufs
+            && let Some(written) = self.poll_instead(cx, head)
+        {
+            return self.on_write(written);
+        }
         let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
         self.on_write(written)
     }
@@ -197,13 +245,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<S> {
         if this.linger.is_none() {
             let shut = Pin::new(&mut this.stream).poll_shutdown(cx);
             ready!(this.on_write(shut))?;
-            this.linger = Some((Box::pin(sleep(LINGER)), LINGER_BYTES));
+            let known = this.pulse.known.load(Ordering::Relaxed);
+            let bytes = if known { LINGER_BYTES } else { STRANGER_LINGER_BYTES };
+            this.linger = Some((Box::pin(sleep(LINGER)), bytes));
         }
         let Some((timer, left)) = &mut this.linger else { return Poll::Ready(Ok(())) };
         let mut waste = [0; 16 << 10];
-        while !this.ended && *left != 0 {
+        while !this.ended {
             if timer.as_mut().poll(cx).is_ready() {
                 break;
+            }
+            if *left == 0 {
+                // Read no further, but not closed yet: that would be a reset, and take back an answer
+                // that the client has not read.
+                return Poll::Pending;
             }
             let mut buf = ReadBuf::new(&mut waste);
             match ready!(Pin::new(&mut this.stream).poll_read(cx, &mut buf)) {
@@ -215,5 +270,52 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<S> {
             }
         }
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    use super::*;
+
+    /// How much of 100 KiB is read from a client that is still sending when its connection is ended.
+    async fn read_at_the_end(known: bool) -> usize {
+        let (mut client, server) = duplex(100 << 10);
+        client.write_all(&[b'x'; 100 << 10]).await.unwrap();
+        let pulse = Pulse::new(false);
+        if known {
+            pulse.request().is_known();
+        }
+        let mut watched = Watched::new(server, pulse);
+        watched.shutdown().await.unwrap();
+        let mut left = Vec::new();
+        let Watched { mut stream, .. } = watched;
+        drop(client);
+        stream.read_to_end(&mut left).await.unwrap();
+        (100 << 10) - left.len()
+    }
+
+    #[tokio::test]
+    async fn who_has_no_key_gets_next_to_nothing_read() {
+        let (known, stranger) = tokio::join!(read_at_the_end(true), read_at_the_end(false));
+        assert_eq!((known, stranger), (100 << 10, STRANGER_LINGER_BYTES));
+    }
+
+    #[tokio::test]
+    async fn a_bodiless_refusal_of_the_library_goes_out_as_ours_in_any_pieces() {
+        let bare = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n";
+        let (mut client, server) = duplex(7);
+        let mut watched = Watched::new(server, Pulse::new(false));
+        let reader = tokio::spawn(async move {
+            let mut text = String::new();
+            client.read_to_string(&mut text).await.unwrap();
+            text
+        });
+        watched.write_all(bare).await.unwrap();
+        drop(watched);
+        let text = reader.await.unwrap();
+        assert!(text.contains("x-request-id") && text.ends_with('}'), "{text}");
     }
 }

@@ -2,6 +2,7 @@
 
 mod admit;
 pub mod answer;
+mod bare;
 mod body;
 pub mod budget;
 mod coding;

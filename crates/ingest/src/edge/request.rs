@@ -21,6 +21,7 @@ use super::{
     body::{self, ReadError, ReadLimits},
     budget::{Budget, Permit},
     coding::{self, Coding},
+    connection::Busy,
     head::{self, Credentials},
     judge::Judge,
     problem::Problem,
@@ -73,10 +74,11 @@ struct Exchange {
     account: Option<Account>,
     /// True while bytes of the body may be left on the connection.
     unread: bool,
+    busy: Busy,
 }
 
 /// Answers one request.
-pub(super) async fn serve(shared: Arc<Shared>, request: Request<Incoming>) -> Answer {
+pub(super) async fn serve(shared: Arc<Shared>, request: Request<Incoming>, busy: Busy) -> Answer {
     // Those that come while draining are refused: the end does not wait for them.
     let _leave = (!shared.draining.load(Ordering::SeqCst)).then(|| Leave::enter(&shared));
     let started = Instant::now();
@@ -88,7 +90,8 @@ pub(super) async fn serve(shared: Arc<Shared>, request: Request<Incoming>) -> An
     };
     let base_id = tidegate_event::record::base_id(base_id.into_bytes());
     let unread = !body.is_end_stream();
-    let mut exchange = Exchange { request_id, base_id, protocol: None, account: None, unread };
+    let (protocol, account) = (None, None);
+    let mut exchange = Exchange { request_id, base_id, protocol, account, unread, busy };
     let span = span(&parts, &exchange.request_id);
     let version = parts.version;
     let result = respond(&shared, parts, body, &mut exchange).instrument(span.clone()).await;
@@ -175,6 +178,7 @@ async fn respond(
     exchange.protocol = first;
     let Some(first) = first else { return Err(nothing_here(&parts)) };
     let caller = authenticate(shared, &parts, first)?;
+    exchange.busy.is_known();
     let declared = body.size_hint().exact();
     let gate = gate(shared, &parts, &caller, &candidates, declared, exchange);
     let (protocol, coding) = gate.inspect_err(|_| refuse_unread(shared, &caller, declared))?;
