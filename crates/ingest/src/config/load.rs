@@ -63,7 +63,11 @@ fn unicode(pair: (std::ffi::OsString, std::ffi::OsString)) -> Option<(String, St
 
 fn read(path: &Path) -> Result<String, ConfigError> {
     let fault = |error| ConfigError::Read { path: path.to_owned(), error };
-    let size = fs::metadata(path).map_err(fault)?.len();
+    let about = fs::metadata(path).map_err(fault)?;
+    if !about.is_file() {
+        return Err(fault(io::Error::other("is no file")));
+    }
+    let size = about.len();
     if size > FILE_BYTES_MAX {
         let text = format!("{size} bytes are no configuration; at most {FILE_BYTES_MAX} are read");
         return Err(fault(io::Error::other(text)));
@@ -86,6 +90,8 @@ pub fn parse(
     };
     // The text alone first: only this way does a fault in it carry its line.
     let config: Config = toml::from_str(text).map_err(|e| fault(source_name, e.to_string()))?;
+    let mut table: Table = toml::from_str(text).map_err(|e| fault(source_name, e.to_string()))?;
+    no_stray_lists(&table).map_err(|message| fault(source_name, message))?;
     let mut overrides: Vec<_> = environment
         .filter_map(|(name, value)| {
             let rest = name.strip_prefix("TIDEGATE_")?;
@@ -97,14 +103,41 @@ pub fn parse(
         return Ok(config);
     }
     overrides.sort();
-    let mut table: Table = toml::from_str(text).map_err(|e| fault(source_name, e.to_string()))?;
     for (name, path, value) in &overrides {
         let path: Vec<&str> = path.split("__").collect();
         set(&mut table, &path, literal(value)).map_err(|message| fault(name, message))?;
+        no_stray_lists(&table).map_err(|message| fault(name, message))?;
         // Tried one by one, so that the fault names its variable.
         Config::try_from_table(table.clone()).map_err(|message| fault(name, message))?;
     }
     Config::try_from_table(table).map_err(|message| fault(source_name, message))
+}
+
+/// A list in the place of a section would be read as its values in the order of our fields, and an
+/// empty one as all defaults: nobody means that.
+fn no_stray_lists(table: &Table) -> Result<(), String> {
+    fn walk(table: &Table, path: &str) -> Result<(), String> {
+        for (name, value) in table {
+            match value {
+                Value::Table(inner) if name != "options" => walk(inner, &format!("{path}{name}."))?,
+                Value::Array(_) if path != "sink.filter." => {
+                    return Err(format!("{path}{name} is no list"));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+    let (mut rest, mut table) = (Vec::new(), table.clone());
+    if let Some(Value::Array(sinks)) = table.remove("sink") {
+        rest = sinks;
+    }
+    walk(&table, "")?;
+    for sink in &rest {
+        let Value::Table(sink) = sink else { return Err("[[sink]] is a section".to_owned()) };
+        walk(sink, "sink.")?;
+    }
+    Ok(())
 }
 
 impl Config {
@@ -275,6 +308,26 @@ mod tests {
             let faults = check(&parse_with(text, &[]).unwrap());
             assert!(faults.len() == 1 && faults[0].contains(expected), "{text}: {faults:?}");
         }
+    }
+
+    #[test]
+    fn a_list_is_no_section() {
+        for (text, env) in [
+            ("edge = []", None),
+            ("[edge]\nlimits = [1, 2]", None),
+            ("[edge]\ntls = [\"cert.pem\", \"key.pem\"]", None),
+            ("sink = [[\"a\", \"lake\"]]", None),
+            ("[[sink]]\nname = \"a\"\nkind = \"lake\"\nflush = []", None),
+            ("", Some(("TIDEGATE_LOG", "[]"))),
+            ("", Some(("TIDEGATE_EDGE__LIMITS", "[]"))),
+        ] {
+            let env: Vec<_> = env.into_iter().collect();
+            let fault = parse_with(text, &env);
+            let ignored = env.iter().any(|(name, _)| !name.contains("__"));
+            assert_eq!(fault.is_err(), !ignored, "{text} {env:?}");
+        }
+        let lists = "[[sink]]\nname = \"a\"\nkind = \"lake\"\nfilter = { tenants = [\"a\"] }\noptions = { x = [1] }";
+        parse_with(lists, &[]).unwrap();
     }
 
     #[test]

@@ -56,6 +56,9 @@ pub(super) struct Tls {
     seen: Mutex<Stamp>,
 }
 
+/// A file larger than this is no certificate and no key.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
 type Stamp = [Option<(SystemTime, u64)>; 2];
 
 #[derive(Debug)]
@@ -143,10 +146,15 @@ fn stamp(files: &TlsConfig) -> Stamp {
 }
 
 fn load(files: &TlsConfig, clock: &dyn Clock) -> Result<CertifiedKey, TlsError> {
-    let read = |path: &Path| {
-        fs::read(path).map_err(|source| TlsError::Io { path: path.to_owned(), source })
-    };
     let pem = |path: &Path, message: String| TlsError::Pem { path: path.to_owned(), message };
+    let read = |path: &Path| {
+        let io = |source| TlsError::Io { path: path.to_owned(), source };
+        let about = fs::metadata(path).map_err(io)?;
+        if !about.is_file() || FILE_BYTES_MAX < about.len() {
+            return Err(pem(path, format!("is no file of at most {FILE_BYTES_MAX} bytes")));
+        }
+        fs::read(path).map_err(io)
+    };
     let (cert, key) = (read(&files.cert)?, read(&files.key)?);
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&cert).collect();
     let chain = chain.map_err(|error| pem(&files.cert, error.to_string()))?;

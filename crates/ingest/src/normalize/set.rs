@@ -186,6 +186,9 @@ fn read_file(
     let mut fault = Faults::of(&file);
     let path = dir.join(&file);
     let text = fs::metadata(&path).and_then(|about| {
+        if !about.is_file() {
+            return Err(io::Error::other("is no file"));
+        }
         if about.len() > FILE_BYTES_MAX {
             return Err(io::Error::new(io::ErrorKind::FileTooLarge, "larger than 1 MiB"));
         }

@@ -117,8 +117,18 @@ pub(super) fn list(dir: &Path) -> io::Result<(Vec<TenantId>, Vec<String>)> {
     Ok((tenants, strangers))
 }
 
+/// A file larger than this is no tenant's.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
 /// Reads a tenant's file; the error is one line for people and holds no secret.
 pub(super) fn read(path: &Path) -> Result<TenantFile, String> {
+    let about = fs::metadata(path).map_err(|error| error.to_string())?;
+    if !about.is_file() {
+        return Err("is no file".to_owned());
+    }
+    if FILE_BYTES_MAX < about.len() {
+        return Err(format!("is larger than {FILE_BYTES_MAX} bytes"));
+    }
     let text = fs::read_to_string(path).map_err(|error| error.to_string())?;
     toml::from_str(&text).map_err(|error| {
         let line = error

@@ -141,6 +141,7 @@ type Entry = (Stamp, Result<Arc<Tenant>, String>, Option<Arc<Tenant>>);
 struct Loaded {
     tenants: BTreeMap<TenantId, Entry>,
     strangers: Vec<String>,
+    copies: Vec<TenantFault>,
 }
 
 /// Every tenant. Reads are of one generation, swapped whole; one change is made at a time.
@@ -203,7 +204,8 @@ impl Tenants {
             keys: vec![Key { id: "dev".to_owned(), hash, event_types: None, not_after: None }],
         };
         self.dev = Some((hash, Arc::new(tenant)));
-        self.publish(&lock(&self.loaded));
+        let copies = self.publish(&lock(&self.loaded));
+        lock(&self.loaded).copies = copies;
         self
     }
 
@@ -258,17 +260,20 @@ impl Tenants {
     /// The files that are wrong: their tenants stay as they were, all others are live.
     pub fn reload(&self) -> Result<u64, Vec<TenantFault>> {
         let mut loaded = lock(&self.loaded);
-        let faults = self.read_changed(&mut loaded).0;
-        self.publish(&loaded);
+        let mut faults = self.read_changed(&mut loaded).0;
+        loaded.copies = self.publish(&loaded);
+        faults.extend_from_slice(&loaded.copies);
         if faults.is_empty() { Ok(self.generation()) } else { Err(faults) }
     }
 
     /// As [`Tenants::reload`], but warns about each fault once.
     pub(super) fn follow(&self) {
         let mut loaded = lock(&self.loaded);
-        let (_, fresh, changed) = self.read_changed(&mut loaded);
+        let (_, mut fresh, changed) = self.read_changed(&mut loaded);
         if changed {
-            self.publish(&loaded);
+            let copies = self.publish(&loaded);
+            fresh.extend(copies.iter().filter(|copy| !loaded.copies.contains(copy)).cloned());
+            loaded.copies = copies;
         }
         drop(loaded);
         for fault in fresh {
@@ -324,18 +329,36 @@ impl Tenants {
         (all, fresh, changed)
     }
 
-    fn publish(&self, loaded: &Loaded) {
-        let mut next = Generation { number: self.generation() + 1, ..Generation::default() };
+    /// Makes what is loaded live. What comes back: keys that stand in more than one place. Ids are
+    /// random, so such a file is a copy of another; the key stays with the tenant that had it.
+    fn publish(&self, loaded: &Loaded) -> Vec<TenantFault> {
+        let live = self.live.load();
+        let mut next = Generation { number: live.number + 1, ..Generation::default() };
         let files = loaded.tenants.values().filter_map(|(_, _, good)| good.as_ref());
         for tenant in self.dev.iter().map(|(_, tenant)| tenant).chain(files) {
-            for (index, key) in tenant.keys.iter().enumerate() {
-                // Ids are random; a copied one stays with the first tenant by name.
-                let entry = next.keys.entry(key.id.clone());
-                entry.or_insert_with(|| (Arc::clone(tenant), index));
-            }
             next.tenants.insert(tenant.id.clone(), Arc::clone(tenant));
         }
+        let had = |tenant: &Tenant, key: &Key| {
+            live.keys.get(&key.id).is_some_and(|(owner, _)| owner.id == tenant.id)
+        };
+        let mut copies = Vec::new();
+        for first in [true, false] {
+            for tenant in next.tenants.values() {
+                let keys = tenant.keys.iter().enumerate();
+                for (index, key) in keys.filter(|(_, key)| had(tenant, key) == first) {
+                    if let Some((owner, _)) = next.keys.get(&key.id) {
+                        let (path, id, owner) =
+                            (file::path_of(&self.dir, &tenant.id), &key.id, &owner.id);
+                        let message = format!("key {id:?} is one of tenant {owner} already");
+                        copies.push(TenantFault { path, message });
+                    } else {
+                        next.keys.insert(key.id.clone(), (Arc::clone(tenant), index));
+                    }
+                }
+            }
+        }
         self.live.store(Arc::new(next));
+        copies
     }
 
     /// Makes a tenant with one key, which is returned: nobody can tell it again. Blocks on files.
@@ -449,7 +472,7 @@ impl Tenants {
         let tenant = Arc::new(tenant);
         let entry = (Stamp::of(&path)?, Ok(Arc::clone(&tenant)), Some(tenant));
         loaded.tenants.insert(id.clone(), entry);
-        self.publish(loaded);
+        loaded.copies = self.publish(loaded);
         Ok(())
     }
 }
