@@ -3,6 +3,7 @@
 use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
 
 use clap::Parser;
+use rustix::process::DumpableBehavior;
 use tidegate_ingest::pipeline::{self, Options};
 use tracing_subscriber::EnvFilter;
 
@@ -55,6 +56,12 @@ pub(crate) fn main() -> ExitCode {
     }
     if cfg!(feature = "faults") {
         tracing::warn!("a build for tests, which may end at any point: not for production");
+    }
+    // No core file and no other program of this user may show keys and events that are in memory.
+    if !arguments.dev
+        && let Err(error) = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
+    {
+        tracing::warn!(%error, "core files cannot be switched off");
     }
     let options = Options {
         dev: arguments.dev,
