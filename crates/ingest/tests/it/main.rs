@@ -10,4 +10,5 @@ mod server;
 mod sim;
 mod sink;
 mod tally;
+mod threats;
 mod tidy;

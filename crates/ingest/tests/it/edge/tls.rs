@@ -113,9 +113,51 @@ async fn garbage_and_half_handshakes_end_and_harm_nobody() {
         stream.write_all(garbage).await.unwrap();
         is_closed(&mut stream).await;
     }
+    // A ClientHello with each byte wrong in turn, and cut at each byte; many at once.
+    let hello = client_hello().await;
+    let scale: usize = std::env::var("THREAT_SCALE").map_or(1, |n| n.parse().unwrap());
+    for round in 0..scale {
+        let junk = (0..hello.len()).flat_map(|at| {
+            let mut wrong = hello.clone();
+            wrong[at] ^= 1 << (round % 8);
+            [wrong, hello[..at].to_vec()]
+        });
+        let sent = junk.map(|bytes| {
+            let server = &server;
+            async move {
+                let mut stream = server.connect().await;
+                // It may be closed before all is written.
+                let _ = stream.write_all(&bytes).await;
+                is_closed(&mut stream).await;
+            }
+        });
+        futures_util::future::join_all(sent).await;
+    }
     let mut stream = connect(&server, &certificate, &[]).await.unwrap();
     stream.write_all(request(&server).as_bytes()).await.unwrap();
     read_reply(&mut stream).await.counts(1, 0, 0);
+}
+
+/// What a client says first.
+async fn client_hello() -> Vec<u8> {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(RootCertStore::empty())
+        .with_no_client_auth();
+    let client = tokio::spawn(async move {
+        let stream = TcpStream::connect(address).await.unwrap();
+        let name = ServerName::try_from("localhost").unwrap();
+        let _ = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
+    });
+    let (mut stream, _) = listener.accept().await.unwrap();
+    let mut hello = vec![0; 4096];
+    let read = tokio::io::AsyncReadExt::read(&mut stream, &mut hello).await.unwrap();
+    hello.truncate(read);
+    client.abort();
+    hello
 }
 
 #[tokio::test]
