@@ -15,6 +15,8 @@ case "${1:?build or test}" in
     want curl curl
     want openssl openssl
     want strace strace
+    want mkfs.ext4 e2fsprogs
+    compgen -G '/usr/lib/*/faketime/libfaketime.so.1' >/dev/null || packages+=(libfaketime)
     want python3 python3
     python3 -c 'import venv, ensurepip' >/dev/null 2>&1 || packages+=(python3-venv)
     ;;

@@ -3,10 +3,10 @@
 import json
 import os
 import shutil
-import ssl
 import socket
+import ssl
 import subprocess
-import time
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -92,6 +92,37 @@ def test_lines_of_text_logs_are_not_broken_either(make_server):
         assert not line.startswith("2026-01-01T00:00:00Z ERROR forged"), line
         broken = [c for c in line if (ord(c) < 32 and c != "\t") or 0x7F <= ord(c) < 0xA0 or c in "\u2028\u2029\u202e"]
         assert not broken, f"{broken}: {line!r}"
+
+
+def owner_of_its_memory(*arguments):
+    """Who may look into an `ingestd` that runs as somebody without rights: the owner of its files in /proc."""
+    user = 65534 if os.getuid() == 0 else os.getuid()
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        os.chown(folder, user, -1)
+        config = Path(folder) / "tidegate.toml"
+        config.write_text("")
+        listen = ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--data-dir", f"{folder}/data"]
+        process = subprocess.Popen(
+            [BINARIES / "ingestd", *listen, *[str(a).replace("CONFIG", str(config)) for a in arguments]],
+            user=user, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        try:
+            for line in process.stderr:
+                if '"ready"' in line:
+                    break
+            return user, os.stat(f"/proc/{process.pid}/environ").st_uid
+        finally:
+            process.kill()
+            process.wait()
+            process.stderr.close()
+
+
+def test_no_other_program_of_its_user_may_read_its_memory():
+    user, owner = owner_of_its_memory("--config", "CONFIG")
+    assert owner == 0 != user, f"a program of user {user} may read it"
+    # The other way round, so that this test would see it.
+    user, owner = owner_of_its_memory("--dev")
+    assert owner == user, "with --dev a debugger may"
 
 
 def planted(folder, manifest, stubs=()):

@@ -20,7 +20,7 @@ use hyper_util::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, watch},
     time::{Instant, sleep, timeout, timeout_at},
 };
@@ -145,7 +145,7 @@ pub async fn bind(parts: EdgeParts) -> Result<Edge, EdgeError> {
         None => None,
     };
     let listen = |source| EdgeError::Listen { listen: config.listen.clone(), source };
-    let listener = TcpListener::bind(&config.listen).await.map_err(listen)?;
+    let listener = open(&config.listen).await.map_err(listen)?;
     let address = listener.local_addr().map_err(listen)?;
     let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let slots_max = config.limits.connections.clamp(1, Semaphore::MAX_PERMITS.min(1 << 30));
@@ -175,6 +175,25 @@ pub async fn bind(parts: EdgeParts) -> Result<Edge, EdgeError> {
         connections: AtomicUsize::new(0),
     });
     Ok(Edge { listener, address, inner })
+}
+
+/// How many connections the system may hold that are not accepted yet. With the usual 128 a burst of
+/// clients that reconnect fills it: some wait seconds, and some believe that they are connected while
+/// nobody knows them.
+const BACKLOG: u32 = 4096;
+
+/// As [`TcpListener::bind`], with a longer queue.
+async fn open(listen: &str) -> io::Result<TcpListener> {
+    let mut last = io::Error::new(io::ErrorKind::InvalidInput, "names no address");
+    for address in tokio::net::lookup_host(listen).await? {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        socket.set_reuseaddr(true)?;
+        match socket.bind(address).and_then(|()| socket.listen(BACKLOG)) {
+            Ok(listener) => return Ok(listener),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
 }
 
 /// The HTTP library's own limits stand above ours, so that ours answer.
