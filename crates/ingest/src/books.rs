@@ -33,14 +33,16 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Adds another tally, field by field.
+    /// Adds another tally, field by field. What a damaged file says may be beyond 64 bits together:
+    /// it stays at the end, and the books do not balance.
     pub fn add(&mut self, other: &Self) {
-        self.received += other.received;
-        self.accepted += other.accepted;
-        self.dead_lettered += other.dead_lettered;
-        self.deduplicated += other.deduplicated;
-        self.rejected += other.rejected;
-        self.shed += other.shed;
+        let sum = |mine: &mut u64, other: u64| *mine = mine.saturating_add(other);
+        sum(&mut self.received, other.received);
+        sum(&mut self.accepted, other.accepted);
+        sum(&mut self.dead_lettered, other.dead_lettered);
+        sum(&mut self.deduplicated, other.deduplicated);
+        sum(&mut self.rejected, other.rejected);
+        sum(&mut self.shed, other.shed);
     }
 
     /// Received minus every outcome: what is in flight, if the books are right.

@@ -19,6 +19,9 @@
 mod append;
 mod folder;
 mod frame;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod handle;
 mod listing;
 mod reader;

@@ -71,7 +71,8 @@ impl EdgeLedger {
         for (tenant, types) in &last.refused {
             for (event_type, r) in types {
                 let (rejected, shed) = (r.rejected, r.shed);
-                let tally = Tally { received: rejected + shed, rejected, shed, ..Tally::default() };
+                let received = rejected.saturating_add(shed);
+                let tally = Tally { received, rejected, shed, ..Tally::default() };
                 books.restore(tenant, event_type, &tally);
             }
         }
@@ -89,7 +90,7 @@ impl EdgeLedger {
             let types: BTreeMap<_, _> = page
                 .types
                 .iter()
-                .filter(|(_, tally)| tally.rejected + tally.shed > 0)
+                .filter(|(_, tally)| tally.rejected > 0 || tally.shed > 0)
                 .map(|(event_type, tally)| (event_type.clone(), refused(tally)))
                 .collect();
             if !types.is_empty() {

@@ -5,6 +5,9 @@
 //! sinks (flush what is in the log) → books.
 
 mod edge_ledger;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod redrive;
 mod run;
 

@@ -119,8 +119,12 @@ pub(super) fn list(dir: &Path) -> io::Result<(Vec<TenantId>, Vec<String>)> {
 
 /// Reads a tenant's file; the error is one line for people and holds no secret.
 pub(super) fn read(path: &Path) -> Result<TenantFile, String> {
-    let text = fs::read_to_string(path).map_err(|error| error.to_string())?;
-    toml::from_str(&text).map_err(|error| {
+    parse(&fs::read_to_string(path).map_err(|error| error.to_string())?)
+}
+
+/// Reads a tenant's file's text.
+pub(super) fn parse(text: &str) -> Result<TenantFile, String> {
+    toml::from_str(text).map_err(|error| {
         let line = error
             .span()
             .and_then(|span| text.get(..span.start))

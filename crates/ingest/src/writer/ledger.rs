@@ -117,9 +117,10 @@ impl Ledger {
             Some(totals) => totals,
             None => types.entry(event_type.clone()).or_default(),
         };
-        totals.accepted += more.accepted;
-        totals.dead_lettered += more.dead_lettered;
-        totals.deduplicated += more.deduplicated;
+        let sum = |mine: &mut u64, more: u64| *mine = mine.saturating_add(more);
+        sum(&mut totals.accepted, more.accepted);
+        sum(&mut totals.dead_lettered, more.dead_lettered);
+        sum(&mut totals.deduplicated, more.deduplicated);
         self.changed = true;
     }
 
@@ -168,7 +169,7 @@ impl Ledger {
         for (tenant, types) in &self.content.tenants {
             for (event_type, totals) in types {
                 let Totals { accepted, dead_lettered, deduplicated } = *totals;
-                let received = accepted + dead_lettered + deduplicated;
+                let received = accepted.saturating_add(dead_lettered).saturating_add(deduplicated);
                 let tally =
                     Tally { received, accepted, dead_lettered, deduplicated, ..Tally::default() };
                 books.restore(tenant, event_type, &tally);

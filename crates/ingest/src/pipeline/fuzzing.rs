@@ -1,0 +1,3 @@
+//! The ledger of refusals for fuzz/.
+
+pub use super::edge_ledger::EdgeLedger;
