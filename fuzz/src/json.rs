@@ -11,7 +11,15 @@ pub fn is_json(bytes: &[u8]) -> bool {
 
 /// Whether these bytes are one JSON object, by the grammar alone.
 pub fn is_object(bytes: &[u8]) -> bool {
-    is_json(bytes) && bytes.trim_ascii_start().starts_with(b"{")
+    is_json(bytes) && trim(bytes).starts_with(b"{")
+}
+
+/// Without the white space of JSON around it.
+pub fn trim(bytes: &[u8]) -> &[u8] {
+    let space = |byte: &u8| b" \t\r\n".contains(byte);
+    let from = bytes.iter().take_while(|byte| space(byte)).count();
+    let behind = bytes[from..].iter().rev().take_while(|byte| space(byte)).count();
+    &bytes[from..bytes.len() - behind]
 }
 
 /// Whether a key stands twice in its object, or a text holds NUL or half a pair; `None` where the

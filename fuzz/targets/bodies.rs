@@ -9,7 +9,7 @@ use libfuzzer_sys::fuzz_target;
 use serde_json::{Value, value::RawValue};
 use tidegate_fuzz::{
     input::Input,
-    json::{is_json, is_object},
+    json::{is_json, is_object, trim},
 };
 use tidegate_ingest::{
     edge::protocol::{Found, PROTOCOLS, Place},
@@ -72,15 +72,15 @@ fn lines(body: &[u8]) {
     for (place, item) in &items {
         let Place::Line(number) = *place else { panic!("{place}") };
         let raw = &item.as_ref().unwrap().0;
-        assert_eq!(lines[number - 1].trim_ascii(), raw);
+        assert_eq!(trim(lines[number - 1]), raw);
     }
-    let expected = lines.iter().map(|line| line.trim_ascii()).filter(|line| !line.is_empty());
+    let expected = lines.iter().map(|line| trim(line)).filter(|line| !line.is_empty());
     assert!(raws(items).iter().map(Vec::as_slice).eq(expected));
 }
 
 fn json(body: &[u8]) {
     let found = items(&head(&[("content-type", b"application/json")]), body);
-    if body.trim_ascii_start().starts_with(b"[") {
+    if trim(body).starts_with(b"[") {
         return same(body, found.map(raws));
     }
     // A single item is whatever stands there: its scan decides.
@@ -123,7 +123,7 @@ fn same(body: &[u8], found: Result<Vec<Vec<u8>>, ()>) {
 fn structured(body: &[u8]) {
     let items = items(&head(&[("content-type", b"application/cloudevents+json")]), body).unwrap();
     let [(_, item)] = items.as_slice() else { panic!("{} items", items.len()) };
-    envelope(body.trim_ascii(), item.as_ref());
+    envelope(trim(body), item.as_ref());
 }
 
 fn batched(body: &[u8]) {

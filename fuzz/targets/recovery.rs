@@ -160,7 +160,7 @@ impl Maker {
     }
 
     /// Puts it on the disk; says whether a true mark of a clean stop is there.
-    fn finish(&self, disk: &Memory, input: &mut Input<'_>) -> bool {
+    fn finish(&mut self, disk: &Memory, input: &mut Input<'_>) -> bool {
         for (base, bytes) in &self.segments {
             disk.put(&format!("{FOLDER}/{base:020}.seg"), bytes.clone());
         }
@@ -173,6 +173,7 @@ impl Maker {
         };
         let line = format!("{facts} {:08x}\n", crc32c::crc32c(facts.as_bytes()));
         disk.put(&format!("{FOLDER}/clean"), line.into_bytes());
+        self.honest &= what % 3 == 1;
         what % 3 == 1
     }
 }

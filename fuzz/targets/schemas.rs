@@ -40,7 +40,8 @@ fuzz_target!(|data: &[u8]| {
         let item = Item { raw, event_type: Some("t"), reserved: true, ..Item::default() };
         let judged = normalizer.judge(&context, &item, &mut used);
         assert_eq!(normalizer.judge(&context, &item, &mut Scratch::default()), judged);
-        if judged.verdict == Verdict::Accepted {
+        // The event may name another type itself, which has no schema here.
+        if judged.verdict == Verdict::Accepted && judged.schema == schema.reference() {
             let row = schema.project(&judged.raw, true, &mut ProjectScratch::default()).map(drop);
             assert_eq!(row, Ok(()), "accepted, and no row");
         }

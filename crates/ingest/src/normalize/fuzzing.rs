@@ -56,11 +56,16 @@ pub fn parse_number(text: &str) -> Option<Number> {
     Exact::parse(text).ok().as_ref().map(number)
 }
 
-/// How two numbers compare, and whether the first is a multiple of the second.
+/// How two numbers compare.
 #[must_use]
-pub fn compare(a: &str, b: &str) -> Option<(std::cmp::Ordering, bool)> {
-    let (a, b) = (Exact::parse(a).ok()?, Exact::parse(b).ok()?);
-    Some((a.compare(&b), a.is_multiple_of(&b)))
+pub fn compare(a: &str, b: &str) -> Option<std::cmp::Ordering> {
+    Some(Exact::parse(a).ok()?.compare(&Exact::parse(b).ok()?))
+}
+
+/// Whether a number is a multiple of another, which is greater than 0.
+#[must_use]
+pub fn is_multiple(number: &str, of: &str) -> Option<bool> {
+    Some(Exact::parse(number).ok()?.is_multiple_of(&Exact::parse(of).ok()?))
 }
 
 /// Whether a text is a UCUM code that is converted.

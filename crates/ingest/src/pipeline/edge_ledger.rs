@@ -131,6 +131,18 @@ mod tests {
         let tally = again.copy()[&tenant].types[&kind];
         assert_eq!((tally.received, tally.rejected, tally.shed), (5, 2, 3));
 
+        let most = u64::MAX;
+        let beyond = format!(
+            r#"{{"log_id":"abcd1234","refused":{{"acme":{{"a":{{"rejected":{most},"shed":{most}}}}}}}}}"#
+        );
+        std::fs::write(dir.path().join(FILE), beyond).unwrap();
+        let books = Books::default();
+        let mut ledger = EdgeLedger::open(Arc::new(Disk), dir.path(), "abcd1234", &books).unwrap();
+        ledger.write(&books).unwrap();
+        let tally = books.copy()[&tenant].types[&kind];
+        assert_eq!((tally.received, tally.rejected, tally.shed), (most, most, most));
+        assert_eq!(tally.unsettled(), -i128::from(most));
+
         std::fs::write(dir.path().join(FILE), b"{\"log_id\":").unwrap();
         let fresh = Books::default();
         EdgeLedger::open(Arc::new(Disk), dir.path(), "abcd1234", &fresh).unwrap();
