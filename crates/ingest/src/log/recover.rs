@@ -153,7 +153,10 @@ fn mend(
     let file = if whole {
         Arc::clone(&last.file)
     } else {
-        renew(&*folder.storage, dir, last, &header, found.end)?
+        // Where what is kept ends in damage, only what lies behind may prove that its offsets were
+        // given: it stays until the base of the next segment says so.
+        let keep = if found.chain.is_some() { found.end } else { last.bytes.max(found.end) };
+        renew(&*folder.storage, dir, last, &header, keep)?
     };
     if last.header.is_none() {
         recovery.notes.push(format!("the head of {} was made anew", last.path.display()));
@@ -315,7 +318,7 @@ fn scan(last: &Listed, seed: u32, durable: u64) -> io::Result<Scan> {
         epoch,
         newest: segment.newest,
         index: segment.index,
-        torn_bytes: if kept.offset < next { 0 } else { last.bytes.saturating_sub(end) },
+        torn_bytes: if broken { 0 } else { last.bytes.saturating_sub(end) },
         is_whole: damage.is_empty() && end == last.bytes,
         quarantined,
     })

@@ -109,6 +109,33 @@ fn damage_is_set_aside_and_the_log_goes_on_behind_it() {
 }
 
 #[test]
+fn what_proves_that_damage_was_durable_is_not_cut_off_before_a_segment_says_so() {
+    let place = Place::with(|config| config.segment_bytes = Size(1 << 20));
+    let (mut log, _) = place.open();
+    log.append(&[frame(b"acknowledged", 4)]).unwrap();
+    log.append(&[frame(b"torn", 1), frame(b"whole", 1)]).unwrap();
+    drop(log);
+    // The first frame is damaged, and only the last one proves that it was durable.
+    let path = place.segments().remove(0);
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[160 + 60] ^= 1;
+    bytes[160 + 72..160 + 72 + 60].fill(0);
+    fs::write(&path, &bytes).unwrap();
+    for _ in 0..3 {
+        let (log, recovery) = place.open();
+        assert_eq!((recovery.latest, recovery.torn_bytes), (Offset(4), 0), "{recovery}");
+        assert_eq!(recovery.quarantined[0].count(), 4);
+        assert_eq!(read(&log.handle(), 0).len(), 1);
+    }
+    let (mut log, _) = place.open();
+    assert_eq!(log.append(&[frame(b"on", 1)]).unwrap(), [Offset(4)]);
+    drop(log);
+    let entries = read(&place.open().0.handle(), 0);
+    assert!(matches!(entries[0], Entry::Quarantined(range) if range.count() == 4));
+    assert!(matches!(&entries[1..], [Entry::Frame(frame)] if &frame.body[..] == b"on"));
+}
+
+#[test]
 fn missing_short_foreign_and_renamed_files_are_never_passed_over() {
     let place = Place::new();
     let (mut log, _) = place.open();
