@@ -153,8 +153,8 @@ fn mend(
     let file = if whole {
         Arc::clone(&last.file)
     } else {
-        // Where what is kept ends in damage, only what lies behind may prove that its offsets were
-        // given: it stays until the base of the next segment says so.
+        // What lies behind may alone prove that damage was durable: it stays until the base of the
+        // next segment says so.
         let keep = if found.chain.is_some() { found.end } else { last.bytes.max(found.end) };
         renew(&*folder.storage, dir, last, &header, keep)?
     };
@@ -278,37 +278,41 @@ fn scan(last: &Listed, seed: u32, durable: u64) -> io::Result<Scan> {
     };
     let mut durable = durable;
     let mut epoch = last.header.map_or(0, |h| h.epoch);
-    let mut damage: Vec<(Place, u64)> = Vec::new();
+    // Where damage begins and ends, and what the frames before it prove durable.
+    let mut damage: Vec<(Place, u64, u64)> = Vec::new();
+    let mut proved = last.base;
     let mut chain_before = chain;
     let stopped = loop {
         let before = place;
         match walker.step(&mut place, 0)? {
             Step::Frame(found) => {
-                durable = durable.max(found.header.durable);
+                proved = proved.max(found.header.durable);
                 chain_before = chain_before.or(Some(found.header.previous_crc));
                 epoch = epoch.max(found.header.epoch);
                 segment.newest = segment.newest.max(found.header.received_at);
                 segment.note(found.header.base, found.position);
             }
-            Step::Damaged(range) => damage.push((before, range.to().0)),
+            Step::Damaged(range) => damage.push((before, range.to().0, proved)),
             Step::Tail => break before,
         }
     };
+    durable = durable.max(proved);
     if stopped.offset < durable {
-        damage.push((stopped, durable));
+        damage.push((stopped, durable, proved));
     }
-    let torn = damage.iter().find(|(at, _)| at.offset >= durable).map(|(at, _)| *at);
-    let lost = damage.iter().filter(|(at, _)| at.offset < durable);
+    let torn = damage.iter().find(|(at, ..)| at.offset >= durable);
+    let (kept, proved) = torn.map_or((stopped, proved), |(at, _, proved)| (*at, *proved));
+    let lost = damage.iter().filter(|(at, ..)| at.offset < durable);
     let quarantined: Vec<_> =
-        lost.filter_map(|(at, to)| OffsetRange::new(Offset(at.offset), Offset(*to))).collect();
-    let kept = torn.unwrap_or(stopped);
+        lost.filter_map(|(at, to, _)| OffsetRange::new(Offset(at.offset), Offset(*to))).collect();
     let (end, next) = (kept.position.min(last.bytes).max(FRAMES_AT), kept.offset.max(durable));
     segment.index.retain(|(offset, _)| *offset < next);
     // Behind lost offsets, or a frame that is not all there, nothing can be chained.
-    // Behind one whose damage only the mark of a clean stop proves, nothing must be: a new segment's
-    // base says then that its offsets were given.
+    // Where only the mark of a clean stop, or a frame that is not kept, proves that damage was durable,
+    // nothing must be: a new segment's base says then that the offsets were given.
+    let unproved = quarantined.iter().any(|range| proved <= range.from().0);
     let ends_damaged = quarantined.last().is_some_and(|range| range.to().0 == next);
-    let broken = ends_damaged || kept.offset < next || kept.position > last.bytes;
+    let broken = unproved || ends_damaged || kept.offset < next || kept.position > last.bytes;
     let chain_before = chain_before.unwrap_or(0);
     Ok(Scan {
         end,
