@@ -54,15 +54,15 @@ run() { # run TARGET
   fi
 }
 
-minimise() { # minimise TARGET: the committed corpus becomes the least that reaches as much
+minimise() { # minimise TARGET: the committed corpus becomes the least that reaches as much; findings stay
   local target=$1 least
   least=$(mktemp -d)
   mkdir -p "fuzz/target/runs/$target" "fuzz/corpus/$target"
-  "$binaries/$target" -merge=1 -max_len=8192 "$least" "fuzz/corpus/$target" "fuzz/target/runs/$target" \
+  "$binaries/$target" -set_cover_merge=1 -use_counters=0 -max_len=1024 "$least" "fuzz/corpus/$target" "fuzz/target/runs/$target" \
     >"fuzz/target/runs/$target.merge.log" 2>&1
-  rm -r "fuzz/corpus/$target"
-  mv "$least" "fuzz/corpus/$target"
-  chmod 755 "fuzz/corpus/$target"
+  find "fuzz/corpus/$target" -type f ! -name 'found-*' -delete
+  mv "$least"/* "fuzz/corpus/$target/"
+  rmdir "$least"
   echo "fuzz $target: $(find "fuzz/corpus/$target" -type f | wc -l) inputs, $(du -sb "fuzz/corpus/$target" | cut -f1) bytes"
 }
 
