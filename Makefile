@@ -11,13 +11,16 @@ REQUIREMENTS := tests/e2e/requirements.txt
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 # `make run RUN_ARGUMENTS="--dev --listen 127.0.0.1:9000"`
 RUN_ARGUMENTS ?= --dev
+# How long `make fuzz` tries each target; which ones: `make fuzz SECONDS=600 TARGET="bodies recovery"`.
+SECONDS := 600
+TARGET ?=
 # More for pytest: `make e2e E2E_ARGUMENTS="-k kill"`.
 E2E_ARGUMENTS ?=
 # How long `make torture` takes, in seconds, and more for it.
 BUDGET ?= 600
 TORTURE_ARGUMENTS ?=
 
-.PHONY: help run test unit e2e torture venv lint fmt clippy doc deny deny-install bench bench-criterion bench-e2e dist image image-steps build-needs test-needs
+.PHONY: help run test unit e2e torture fuzz fuzz-quick fuzz-minimise venv lint fmt clippy doc deny deny-install bench bench-criterion bench-e2e dist image image-steps build-needs test-needs
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 18
@@ -42,6 +45,15 @@ torture: build-needs venv ## Kill, pause and starve real servers for BUDGET seco
 	$(CARGO) build --workspace --locked --bins
 	$(CARGO) build -p tidegate-ingest --features faults --bin ingestd-faults --locked
 	cd tests && ../$(VENV)/bin/python -m torture --budget $(BUDGET) $(TORTURE_ARGUMENTS)
+
+fuzz: build-needs ## Hostile input for every decoder: SECONDS=600 for each TARGET (all)
+	scripts/fuzz.sh $(SECONDS) $(TARGET)
+
+fuzz-quick: build-needs ## The same for a few seconds each, after the committed corpora
+	scripts/fuzz.sh 6 $(TARGET)
+
+fuzz-minimise: build-needs ## Take what fuzzing found into the committed corpora, no more than is needed
+	scripts/fuzz.sh minimise $(TARGET)
 
 venv: test-needs $(VENV)/.made ## Python's side of the tests, pinned, in .venv
 

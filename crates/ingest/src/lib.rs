@@ -17,6 +17,9 @@ pub mod config;
 pub mod ctl;
 pub mod edge;
 pub mod faults;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod json;
 pub mod log;
 pub mod metrics;

@@ -203,13 +203,13 @@ pub fn check(config: &Config) -> Vec<String> {
     need(limits.fields > 0, "edge.limits.fields: at least 1");
     need(limits.connections > 0, "edge.limits.connections: at least 1");
     need(
-        config.budget.bytes.0 >= limits.body_bytes.0 + limits.decoded_bytes.0,
+        config.budget.bytes.0 >= limits.body_bytes.0.saturating_add(limits.decoded_bytes.0),
         "budget.bytes: at least edge.limits.body_bytes + decoded_bytes, or one body never fits",
     );
     need((1..=1024).contains(&config.log.partitions), "log.partitions: 1 to 1024");
     need(config.log.segment_bytes.0 >= 1 << 20, "log.segment_bytes: at least 1MiB");
     need(
-        config.log.backlog_bytes.0 >= 2 * config.log.segment_bytes.0,
+        config.log.backlog_bytes.0 >= config.log.segment_bytes.0.saturating_mul(2),
         "log.backlog_bytes: at least twice log.segment_bytes",
     );
     let windows: std::collections::BTreeSet<_> = config.log.dedup_windows.values().collect();
@@ -371,6 +371,15 @@ mod tests {
         };
         assert!(with(0, "24h").iter().any(|fault| fault.contains("log.dedup_windows")));
         assert!(with(0, "0s").is_empty() && with(5, "24h").is_empty());
+    }
+
+    #[test]
+    fn the_largest_sizes_are_told_and_not_added_up_beyond_64_bits() {
+        let text = "[edge.limits]\nbody_bytes = \"16777215TiB\"\ndecoded_bytes = \"16777215TiB\"\n[log]\nsegment_bytes = \"16777215TiB\"";
+        let faults = check(&parse_with(text, &[]).unwrap());
+        for expected in ["edge.limits.decoded_bytes", "budget.bytes", "log.backlog_bytes"] {
+            assert!(faults.iter().any(|fault| fault.starts_with(expected)), "{faults:#?}");
+        }
     }
 
     #[test]

@@ -106,7 +106,8 @@ impl FromStr for Span {
         };
         let span: jiff::SignedDuration = rest.parse().map_err(|_| fault())?;
         let rest = Duration::try_from(span).map_err(|_| fault())?;
-        Ok(Self(Duration::from_secs(days * 86_400) + rest))
+        let days = days.checked_mul(86_400).map(Duration::from_secs).ok_or_else(fault)?;
+        days.checked_add(rest).map(Self).ok_or_else(fault)
     }
 }
 
@@ -120,7 +121,10 @@ impl TryFrom<String> for Span {
 impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (s, days) = (self.0.as_secs(), self.0.as_secs() / 86_400);
-        if self.0.subsec_nanos() != 0 {
+        let fraction = self.0.subsec_nanos();
+        if !fraction.is_multiple_of(1_000_000) {
+            write!(f, "{s}s {fraction}ns")
+        } else if fraction != 0 {
             write!(f, "{}ms", self.0.as_millis())
         } else if days > 0 && s.is_multiple_of(86_400) {
             write!(f, "{days}d")
@@ -158,8 +162,17 @@ mod tests {
         ] {
             assert_eq!(text.parse(), Ok(Span(Duration::from_millis(milliseconds))), "{text}");
         }
-        for text in ["", "s", "-5s", "5x", "1.5"] {
+        for text in ["", "s", "-5s", "5x", "1.5", "213503982334602d", "99999999999999999999d"] {
             assert!(text.parse::<Span>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_length_of_time_is_written_whole() {
+        for (text, written) in [("1us", "0s 1000ns"), ("1500ms", "1500ms"), ("2s 5ns", "2s 5ns")] {
+            let span: Span = text.parse().unwrap();
+            assert_eq!(span.to_string(), written);
+            assert_eq!(written.parse(), Ok(span));
         }
     }
 }

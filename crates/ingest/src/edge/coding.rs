@@ -83,7 +83,8 @@ impl Coding {
         limits: DecodeLimits,
         permit: &mut Permit,
     ) -> Result<Vec<u8>, DecodeError> {
-        let mut output = Output { bytes: Vec::new(), raw: raw.len() as u64, limits, permit };
+        let (bytes, held, raw_bytes) = (Vec::new(), permit.bytes(), raw.len() as u64);
+        let mut output = Output { bytes, held, raw: raw_bytes, limits, permit };
         match self {
             Self::Identity => output.copy(raw)?,
             Self::Gzip if planted(Bug::GzipFirstMember) => {
@@ -112,6 +113,8 @@ fn corrupt(coding: &'static str, error: &dyn std::fmt::Display) -> DecodeError {
 
 struct Output<'a> {
     bytes: Vec<u8>,
+    /// What the permit held before.
+    held: u64,
     raw: u64,
     limits: DecodeLimits,
     permit: &'a mut Permit,
@@ -184,9 +187,10 @@ impl Output<'_> {
         if self.most() < used as u64 { Err(self.over()) } else { Ok(()) }
     }
 
-    /// Forgets what was decoded, to try another way.
+    /// Forgets what was decoded and gives its memory back, to try another way.
     fn reset(&mut self) {
-        self.bytes.clear();
+        self.bytes = Vec::new();
+        self.permit.shrink_to(self.held);
     }
 }
 
@@ -409,6 +413,19 @@ mod tests {
         let mut permit = budget.try_take(0).unwrap();
         let body = gzip(&[1; 5000]);
         assert_eq!(Coding::Gzip.decode(&body, LIMITS, &mut permit), Err(DecodeError::Full));
+    }
+
+    #[test]
+    fn what_was_first_taken_for_zlib_is_paid_for_once() {
+        // A stored block of raw deflate whose first bytes could begin zlib.
+        let raw = [&[0x78, 0x01, 0x01, 0x03, 0x00, 0xfc, 0xff][..], b"abc"].concat();
+        for body in [raw.as_slice(), &raw[2..]] {
+            let budget = Budget::new(2 * STEP_BYTES as u64 - 1);
+            let mut permit = budget.try_take(5).unwrap();
+            let result = Coding::Deflate.decode(body, LIMITS, &mut permit);
+            assert_ne!(result, Err(DecodeError::Full));
+            assert!(permit.bytes() <= 5 + STEP_BYTES as u64, "{}", permit.bytes());
+        }
     }
 
     #[test]

@@ -7,6 +7,9 @@ mod body;
 pub mod budget;
 mod coding;
 mod connection;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod head;
 pub mod judge;
 pub mod problem;

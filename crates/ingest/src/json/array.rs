@@ -1,6 +1,6 @@
 //! Cuts a body that is one JSON array into its elements, without checking what is in them.
 
-use super::{JsonError, text::plain_end};
+use super::{JsonError, text::plain_end, trim};
 
 /// The elements of a top-level array, each with its byte position in `body` and without the space
 /// around it. An element is whatever stands between two commas outside strings and brackets, and is
@@ -68,7 +68,7 @@ impl<'a> Elements<'a> {
         if let Err(fault) = self.skip_element() {
             return Some(Err(fault));
         }
-        let raw = self.body.get(from..self.at).unwrap_or_default().trim_ascii_end();
+        let (_, raw) = trim(self.body.get(from..self.at).unwrap_or_default());
         match self.peek() {
             Some(b',') => self.at += 1,
             // The closing bracket: the next call finds it and looks behind it.

@@ -15,7 +15,7 @@ mod text;
 pub use array::split_array;
 pub use field::{Field, Kind};
 pub use scan::{Flaw, Object, ScanLimits, scan_object};
-pub use text::{push_pointer, quote, short, unescape};
+pub use text::{push_pointer, quote, short, trim, unescape};
 
 use tidegate_event::Code;
 

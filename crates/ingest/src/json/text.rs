@@ -34,6 +34,15 @@ pub fn unescape(raw: &str) -> Cow<'_, str> {
     Cow::Owned(text)
 }
 
+/// What stands inside of JSON's white space (space, tab and line ends, nothing else), and where.
+#[must_use]
+pub fn trim(bytes: &[u8]) -> (usize, &[u8]) {
+    let space = |byte: &u8| matches!(byte, b' ' | b'\t' | b'\n' | b'\r');
+    let from = bytes.iter().position(|byte| !space(byte)).unwrap_or(bytes.len());
+    let to = bytes.iter().rposition(|byte| !space(byte)).map_or(from, |last| last + 1);
+    (from, bytes.get(from..to).unwrap_or_default())
+}
+
 /// The character behind `\u`, and what follows it.
 fn code_point(digits: &str) -> (char, &str) {
     let unit = |text: &str| text.get(..4).and_then(|hex| u32::from_str_radix(hex, 16).ok());

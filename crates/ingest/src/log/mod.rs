@@ -23,6 +23,9 @@
 mod append;
 mod folder;
 mod frame;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod handle;
 mod listing;
 mod offline;

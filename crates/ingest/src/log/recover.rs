@@ -189,7 +189,10 @@ fn mend(
     let file = if whole {
         Arc::clone(&last.file)
     } else {
-        renew(&*folder.storage, dir, last, &header, found.end)?
+        // What lies behind may alone prove that damage was durable: it stays until the base of the
+        // next segment says so.
+        let keep = if found.chain.is_some() { found.end } else { last.bytes.max(found.end) };
+        renew(&*folder.storage, dir, last, &header, keep)?
     };
     if last.header.is_none() {
         recovery.notes.push(format!("the head of {} was made anew", last.path.display()));
@@ -314,35 +317,37 @@ fn scan(last: &Listed, seed: u32, durable: u64) -> io::Result<Scan> {
     };
     let mut durable = durable;
     let mut epoch = last.header.map_or(0, |h| h.epoch);
-    // Where damage begins and ends.
-    let mut damage: Vec<(Place, Place)> = Vec::new();
+    // Where damage begins and ends, and what the frames before it prove durable.
+    let mut damage: Vec<(Place, Place, u64)> = Vec::new();
+    let mut proved = last.base;
     let mut chain_before = chain;
     let stopped = loop {
         let before = place;
         match walker.step(&mut place, 0)? {
             Step::Frame(found) => {
-                durable = durable.max(found.header.durable);
+                proved = proved.max(found.header.durable);
                 chain_before = chain_before.or(Some(found.header.previous_crc));
                 epoch = epoch.max(found.header.epoch);
                 segment.newest = segment.newest.max(found.header.received_at);
                 segment.note(found.header.base, found.position);
             }
-            Step::Damaged(_) => damage.push((before, place)),
+            Step::Damaged(_) => damage.push((before, place, proved)),
             Step::Tail => break before,
         }
     };
+    durable = durable.max(proved);
     let is_torn = |at: &Place| at.offset >= durable || planted(Bug::DamageIsTail);
-    let torn = damage.iter().find(|(at, _)| is_torn(at)).map(|(at, _)| *at);
-    let mut kept = torn.unwrap_or(stopped);
+    let torn = damage.iter().find(|(at, ..)| is_torn(at));
+    let (mut kept, proved) = torn.map_or((stopped, proved), |(at, _, proved)| (*at, *proved));
     if stopped.offset < durable {
         // Its bytes are kept as well, for who wants to look at them.
         let end = Place { position: last.bytes, offset: durable, chain: None };
-        damage.push((stopped, end));
+        damage.push((stopped, end, proved));
         kept.position = last.bytes;
     }
-    let lost = damage.iter().filter(|(at, _)| at.offset < durable);
+    let lost = damage.iter().filter(|(at, ..)| at.offset < durable);
     let quarantined: Vec<_> = lost
-        .filter_map(|(at, to)| {
+        .filter_map(|(at, to, _)| {
             Some(Damage {
                 range: OffsetRange::new(Offset(at.offset), Offset(to.offset))?,
                 segment: last.base,
@@ -354,10 +359,11 @@ fn scan(last: &Listed, seed: u32, durable: u64) -> io::Result<Scan> {
     let (end, next) = (kept.position.min(last.bytes).max(FRAMES_AT), kept.offset.max(durable));
     segment.index.retain(|(offset, _)| *offset < next);
     // Behind lost offsets, or a frame that is not all there, nothing can be chained.
-    // Behind one whose damage only the mark of a clean stop proves, nothing must be: a new segment's
-    // base says then that its offsets were given.
+    // Where only the mark of a clean stop, the watermark, or a frame that is not kept proves that damage
+    // was durable, nothing must be: a new segment's base says then that the offsets were given.
+    let unproved = quarantined.iter().any(|damage| proved <= damage.range.from().0);
     let ends_damaged = quarantined.last().is_some_and(|damage| damage.range.to().0 == next);
-    let broken = ends_damaged || kept.offset < next || kept.position > last.bytes;
+    let broken = unproved || ends_damaged || kept.offset < next || kept.position > last.bytes;
     let chain_before = chain_before.unwrap_or(0);
     Ok(Scan {
         end,
@@ -367,7 +373,7 @@ fn scan(last: &Listed, seed: u32, durable: u64) -> io::Result<Scan> {
         epoch,
         newest: segment.newest,
         index: segment.index,
-        torn_bytes: if kept.offset < next { 0 } else { last.bytes.saturating_sub(end) },
+        torn_bytes: if broken { 0 } else { last.bytes.saturating_sub(end) },
         is_whole: damage.is_empty() && end == last.bytes,
         quarantined,
     })

@@ -20,6 +20,9 @@ mod check;
 mod exact;
 mod fault;
 mod fields;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod guess;
 mod judge;
 mod pii;

@@ -167,6 +167,9 @@ impl<'a> Lanes<'a> {
     ) -> Result<(), DecodeError> {
         let view = BatchView::parse(&frame.body)?;
         let tenant = TenantId::new(view.tenant).map_err(|_| DecodeError("no tenant's name"))?;
+        // All or nothing: a batch that is bad leaves no rows behind.
+        let names: Result<Vec<_>, _> = view.types.iter().map(|t| EventType::new(t.name)).collect();
+        let names = names.map_err(|_| DecodeError("no event type's name"))?;
         let head = u32::try_from(self.heads.len()).map_err(|_| DecodeError("too many batches"))?;
         // One list per (type, dead or not) of this batch, so that the map is asked once for each.
         let mut lists: Vec<[Vec<Row<'a>>; 2]> = Vec::new();
@@ -198,9 +201,7 @@ impl<'a> Lanes<'a> {
             protocol: view.protocol,
             schemas,
         });
-        for (kind, lists) in view.types.iter().zip(lists) {
-            let name =
-                EventType::new(kind.name).map_err(|_| DecodeError("no event type's name"))?;
+        for (name, lists) in names.iter().zip(lists) {
             for (dead, mut rows) in [false, true].into_iter().zip(lists) {
                 if rows.is_empty() {
                     continue;
@@ -270,5 +271,39 @@ impl RowsHash {
     #[must_use]
     pub fn finish(self) -> (u64, String) {
         (self.rows, format!("{:032x}", self.hasher.finish128().as_u128()))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+mod tests {
+    use super::*;
+    use tidegate_event::{BatchEncoder, record::Record};
+
+    #[test]
+    fn a_bad_batch_leaves_no_rows_behind() {
+        let at = ReceivedAt(5);
+        let tenant = TenantId::new("acme").unwrap();
+        let mut batch = BatchEncoder::new(tenant, "events", at, [7; 16], 0);
+        for (index, name) in [(0, "good"), (1, "second")] {
+            batch.push(&Record {
+                index,
+                event_type: &EventType::new(name).unwrap(),
+                schema: SchemaRef::default(),
+                client_id: None,
+                event_time: at.as_event_time(),
+                dead: None,
+                pii_changed: false,
+                note: "",
+                raw: b"{}",
+            });
+        }
+        let mut body = batch.finish().body.to_vec();
+        let name = body.windows(6).position(|bytes| bytes == b"second").unwrap();
+        body[name] = b'/';
+        let frame = SourceFrame { base: Offset(3), count: 2, received_at: at, body: body.into() };
+        let lanes = Lanes::sort(std::slice::from_ref(&frame), |_, _| true);
+        assert_eq!((lanes.bad.len(), lanes.bad[0].count), (1, 2));
+        assert!(lanes.rows.is_empty() && lanes.heads.is_empty(), "{:?}", lanes.rows);
     }
 }

@@ -130,7 +130,12 @@ pub(super) fn read(path: &Path) -> Result<TenantFile, String> {
         return Err(format!("is larger than {FILE_BYTES_MAX} bytes"));
     }
     let text = fs::read_to_string(path).map_err(|error| error.to_string())?;
-    toml::from_str(&text).map_err(|error| {
+    parse(&text)
+}
+
+/// Reads a tenant's file's text.
+pub(super) fn parse(text: &str) -> Result<TenantFile, String> {
+    toml::from_str(text).map_err(|error| {
         let line = error
             .span()
             .and_then(|span| text.get(..span.start))

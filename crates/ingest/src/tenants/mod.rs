@@ -1,6 +1,9 @@
 //! Who may send: tenants, their keys, their quotas. One file each in `tenants_dir`.
 
 mod file;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod key;
 mod store;
 mod watch;

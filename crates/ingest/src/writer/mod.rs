@@ -5,6 +5,9 @@
 
 mod commit;
 mod dedup;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod ledger;
 mod queue;
 #[cfg(test)]

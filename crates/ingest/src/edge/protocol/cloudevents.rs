@@ -14,6 +14,7 @@ use tidegate_event::{Code, Reason};
 use super::{Arrived, DecodeFault, Found, Place, Protocol, events};
 use crate::{
     edge::{answer, head, problem::Problem},
+    json::{split_array, trim},
     normalize::{Item, ItemTime},
 };
 
@@ -68,8 +69,8 @@ fn decode(
             Ok(())
         }
         Some(Mode::Structured) | None => {
-            let place = Place::Byte(body.len() - body.trim_ascii_start().len());
-            let _ = hand_over(place, structured(body.trim_ascii()), each);
+            let (start, raw) = trim(body);
+            let _ = hand_over(Place::Byte(start), structured(raw), each);
             Ok(())
         }
     }
@@ -79,8 +80,8 @@ fn batched(
     body: &[u8],
     each: &mut dyn FnMut(Arrived<'_>) -> ControlFlow<()>,
 ) -> Result<(), DecodeFault> {
-    let start = body.len() - body.trim_ascii_start().len();
-    for element in crate::json::split_array(body.trim_ascii()) {
+    let (start, raw) = trim(body);
+    for element in split_array(raw) {
         let (at, element) = element.map_err(|fault| {
             let detail = format!(
                 "{fault} (counted from byte {start} of the body); a batch is a JSON array of \
@@ -245,7 +246,7 @@ fn binary(headers: &HeaderMap, body: &[u8]) -> Result<Envelope, Reason> {
         .is_none_or(|m| m == "application/json" || m == "text/json" || m.ends_with("+json"));
     let text = std::str::from_utf8(body).ok();
     let owned;
-    let data = match (body.trim_ascii().is_empty(), is_json, text) {
+    let data = match (trim(body).1.is_empty(), is_json, text) {
         (true, _, _) => Data::None,
         (false, true, Some(text)) => {
             serde_json::from_str::<&RawValue>(text).map_err(|error| {

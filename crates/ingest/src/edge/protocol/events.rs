@@ -12,6 +12,7 @@ use crate::{
         head,
         problem::Problem,
     },
+    json::trim,
     normalize::{Item, ItemTime},
 };
 
@@ -137,7 +138,7 @@ fn lines(body: &[u8], feed: &mut Feed<'_, '_>) {
             };
         rest = after;
         number += 1;
-        let line = line.trim_ascii();
+        let (_, line) = trim(line);
         if !line.is_empty() && feed.item(line, Place::Line(number)).is_break() {
             return;
         }
@@ -145,8 +146,7 @@ fn lines(body: &[u8], feed: &mut Feed<'_, '_>) {
 }
 
 fn json(body: &[u8], feed: &mut Feed<'_, '_>) -> Result<(), DecodeFault> {
-    let start = body.len() - body.trim_ascii_start().len();
-    let raw = body.trim_ascii();
+    let (start, raw) = trim(body);
     match raw.first() {
         Some(b'[') => {
             for element in crate::json::split_array(raw) {
@@ -227,6 +227,19 @@ mod tests {
         assert_eq!(array, vec![(Place::Byte(4), b"{}".to_vec()), (Place::Byte(8), b"1".to_vec())]);
         let object = items("application/json", b"\n {\"a\":[]} ").unwrap();
         assert_eq!(object, vec![(Place::Byte(2), b"{\"a\":[]}".to_vec())]);
+    }
+
+    #[test]
+    fn a_form_feed_is_no_white_space_of_json() {
+        let check = |media_type: &str, body: &str, expected: &str| {
+            let found = items(media_type, body.as_bytes()).unwrap();
+            let raws: Vec<_> = found.iter().map(|(_, raw)| raw.as_slice()).collect();
+            assert_eq!(raws, [expected.as_bytes()], "{body:?}");
+        };
+        check("application/x-ndjson", "\x0c", "\x0c");
+        check("application/x-ndjson", " {}\x0c\n", "{}\x0c");
+        check("application/json", " \x0c{} ", "\x0c{}");
+        check("application/json", "[ 1\x0c ]", "1\x0c");
     }
 
     #[test]

@@ -37,6 +37,96 @@ fn damage_is_set_aside_and_the_log_goes_on_behind_it() {
 }
 
 #[test]
+fn what_proves_that_damage_was_durable_is_not_cut_off_before_a_segment_says_so() {
+    let place = Place::with(|config| config.segment_bytes = Size(1 << 20));
+    let (mut log, _) = place.open();
+    log.append(&[frame(b"acknowledged", 4)]).unwrap();
+    log.append(&[frame(b"torn", 1), frame(b"whole", 1)]).unwrap();
+    drop(log);
+    // The first frame is damaged, and only the last one proves that it was durable.
+    let path = place.segments().remove(0);
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[160 + 60] ^= 1;
+    bytes[160 + 72..160 + 72 + 60].fill(0);
+    fs::write(&path, &bytes).unwrap();
+    for _ in 0..3 {
+        let (log, recovery) = place.open();
+        assert_eq!((recovery.latest, recovery.torn_bytes), (Offset(4), 0), "{recovery}");
+        assert_eq!(recovery.quarantined[0].count(), 4);
+        assert_eq!(read(&log.handle(), 0).len(), 1);
+    }
+    let (mut log, _) = place.open();
+    assert_eq!(log.append(&[frame(b"on", 1)]).unwrap(), [Offset(4)]);
+    drop(log);
+    let entries = read(&place.open().0.handle(), 0);
+    assert!(matches!(entries[0], Entry::Quarantined(range) if range.count() == 4));
+    assert!(matches!(&entries[1..], [Entry::Frame(frame)] if &frame.body[..] == b"on"));
+}
+
+/// Three groups, of which the second is damaged in its first frame.
+fn damaged_in_a_group(place: &Place, clean: bool) {
+    let (mut log, _) = place.open();
+    log.append(&[frame(b"first", 1)]).unwrap();
+    log.append(&[frame(b"damaged", 1), frame(b"intact", 1)]).unwrap();
+    if clean {
+        log.close().unwrap();
+    } else {
+        log.append(&[frame(b"torn", 1), frame(b"whole", 1)]).unwrap();
+        drop(log);
+    }
+    let path = place.segments().remove(0);
+    let mut bytes = fs::read(&path).unwrap();
+    let damaged = bytes.windows(7).position(|body| body == b"damaged").unwrap();
+    bytes[damaged] ^= 1;
+    if !clean {
+        let torn = bytes.windows(4).position(|body| body == b"torn").unwrap();
+        bytes[torn] ^= 1;
+    }
+    fs::write(&path, &bytes).unwrap();
+}
+
+#[track_caller]
+fn the_intact_one_is_served(place: &Place) {
+    let (log, recovery) = place.open();
+    let entries = read(&log.handle(), 0);
+    assert!(matches!(entries[1], Entry::Quarantined(range) if range.count() == 1), "{recovery}");
+    assert!(matches!(&entries[2], Entry::Frame(f) if &f.body[..] == b"intact"), "{recovery}");
+    assert!(log.handle().latest() >= Offset(3), "{recovery}");
+}
+
+#[test]
+fn a_frame_behind_damage_is_kept_though_what_proved_it_is_torn() {
+    let place = Place::with(|config| config.segment_bytes = Size(1 << 20));
+    damaged_in_a_group(&place, false);
+    for _ in 0..3 {
+        the_intact_one_is_served(&place);
+    }
+    let (mut log, _) = place.open();
+    assert_eq!(log.append(&[frame(b"on", 1)]).unwrap(), [Offset(3)]);
+    drop(log);
+    the_intact_one_is_served(&place);
+}
+
+#[test]
+fn a_frame_behind_damage_is_kept_when_the_first_append_behind_it_fails() {
+    let mut failed = 0;
+    for write in 0..8 {
+        let disk = FaultyDisk::new();
+        let mut place = Place::on(Arc::new(disk.clone()));
+        place.config.segment_bytes = Size(1 << 20);
+        damaged_in_a_group(&place, true);
+        let (mut log, _) = place.open();
+        disk.0.write.set(write);
+        // Whether it succeeds or not: what was acknowledged stays.
+        failed += u32::from(log.append(&[frame(b"on", 1)]).is_err());
+        disk.0.write.set(-1);
+        drop(log);
+        the_intact_one_is_served(&place);
+    }
+    assert!((2..8).contains(&failed), "{failed}");
+}
+
+#[test]
 fn missing_short_foreign_and_renamed_files_are_never_passed_over() {
     let place = Place::new();
     let (mut log, _) = place.open();

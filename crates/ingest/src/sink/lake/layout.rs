@@ -116,7 +116,8 @@ impl FileName {
             first: Offset(first.parse().ok()?),
             last: Offset(last.parse().ok()?),
         };
-        Some((name, format))
+        // Digits with a sign or zeros before them would be another spelling of the same file.
+        (name.path(root, format) == *path).then_some((name, format))
     }
 }
 
@@ -166,6 +167,8 @@ mod tests {
             "events/tenant=a/event_type=b/date=2025-01-01/hour=00/a-1-2.parquet",
             "events/tenant=A/event_type=b/date=2025-01-01/hour=00/a-1-2-3.parquet",
             "staging/a-1-2-3.parquet",
+            "events/tenant=a/event_type=b/date=2025-01-01/hour=00/abcd1234-0-01-2.parquet",
+            "events/tenant=a/event_type=b/date=2025-01-01/hour=00/abcd1234-0-+1-2.parquet",
             "shadow/p/events/tenant=a/event_type=b/date=2025-01-01/hour=00/a-1-2-3.parquet",
         ] {
             assert_eq!(FileName::parse(&Path::default(), &Path::from(path)), None, "{path}");
