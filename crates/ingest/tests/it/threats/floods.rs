@@ -8,7 +8,7 @@ use std::{
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::{DEV, balances, connect, is_well, open_files, resident_bytes, scale, until_closed};
+use super::{DEV, balances, connect, is_well, open_sockets, resident_bytes, scale, until_closed};
 use crate::{
     server::{Server, wait_for},
     tally::Tally,
@@ -51,7 +51,7 @@ async fn slow_clients_are_reaped_while_others_are_served() {
     let dir = tempfile::tempdir().unwrap();
     let server = impatient(dir.path());
     is_well(&server);
-    let (files_before, before) = (open_files(&server), resident_bytes(&server));
+    let (sockets_before, before) = (open_sockets(&server), resident_bytes(&server));
     let head = format!("POST /v1/events HTTP/1.1\r\nHost: a\r\nX-Api-Key: {DEV}\r\n");
     let json = "Content-Type: application/json\r\n";
     // Declared bytes are taken from the budget at once: a hundred times as many would fill it, and be
@@ -79,7 +79,7 @@ async fn slow_clients_are_reaped_while_others_are_served() {
         ended.expect("a slow client is still connected").unwrap();
         tally.survived(1);
     }
-    wait_for("every socket to be given back", || open_files(&server) <= files_before + 2);
+    wait_for("every socket to be given back", || open_sockets(&server) <= sockets_before + 2);
     let grown = resident_bytes(&server).saturating_sub(before);
     assert!(grown < (96 << 20) + count as u64 * (64 << 10), "{grown} bytes more than before");
     balances(&server);
@@ -106,7 +106,7 @@ fn a_burst_of_connections_loses_none() {
 fn clients_that_never_read_are_cut_off() {
     let dir = tempfile::tempdir().unwrap();
     let server = impatient(dir.path());
-    let files_before = open_files(&server);
+    let sockets_before = open_sockets(&server);
     // Answers that cost little and are long.
     let requests = format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "x".repeat(100)).repeat(200);
     let requests = requests.into_bytes();
@@ -123,7 +123,7 @@ fn clients_that_never_read_are_cut_off() {
     for one in deaf {
         one.join().unwrap();
     }
-    wait_for("every socket to be given back", || open_files(&server) <= files_before + 2);
+    wait_for("every socket to be given back", || open_sockets(&server) <= sockets_before + 2);
     is_well(&server);
     balances(&server);
 }

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::{DEV, balances, connect, is_well, open_files, resident_bytes, scale};
+use super::{DEV, balances, connect, is_well, open_sockets, resident_bytes, scale};
 use crate::server::{Server, wait_for};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -121,7 +121,7 @@ fn floods_of_frames_end_or_cost_nothing_and_others_are_served() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::dev(dir.path());
     is_well(&server);
-    let (before, files_before) = (resident_bytes(&server), open_files(&server));
+    let (before, sockets_before) = (resident_bytes(&server), open_sockets(&server));
     let many = 10_000 * scale();
     let streams = u32::try_from(many / 2).unwrap();
     let cases: Vec<(&str, Vec<u8>, bool)> = vec![
@@ -156,7 +156,7 @@ fn floods_of_frames_end_or_cost_nothing_and_others_are_served() {
         assert!(kinds.len() <= 2 * many + 100, "{name}: {} frames came back", kinds.len());
         is_well(&server);
     }
-    wait_for("every socket to be given back", || open_files(&server) <= files_before + 2);
+    wait_for("every socket to be given back", || open_sockets(&server) <= sockets_before + 2);
     let grown = resident_bytes(&server).saturating_sub(before);
     assert!(grown < 96 << 20, "{grown} bytes more than before");
     balances(&server);

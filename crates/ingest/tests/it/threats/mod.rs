@@ -40,8 +40,10 @@ pub fn resident_bytes(server: &Server) -> u64 {
 }
 
 /// How many files and sockets the server has open.
-pub fn open_files(server: &Server) -> usize {
-    std::fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap().count()
+pub fn open_sockets(server: &Server) -> usize {
+    let files = std::fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap();
+    let targets = files.filter_map(|file| std::fs::read_link(file.unwrap().path()).ok());
+    targets.filter(|target| target.to_string_lossy().starts_with("socket:")).count()
 }
 
 pub fn connect(address: SocketAddr) -> TcpStream {

@@ -14,7 +14,7 @@ use std::{
 use serde_json::{Value, json};
 
 use super::{
-    DEV, balances, connect, is_well, lake_lines, open_files, post, scale, statuses, tenant,
+    DEV, balances, connect, is_well, lake_lines, open_sockets, post, scale, statuses, tenant,
     with_lines,
 };
 use crate::{
@@ -82,7 +82,7 @@ fn connections_cut_at_every_byte_in_every_way_leave_the_books_at_zero() {
     let dir = tempfile::tempdir().unwrap();
     let server = server(dir.path());
     is_well(&server);
-    let files_before = open_files(&server);
+    let sockets_before = open_sockets(&server);
     let request = |n: usize, how: End| {
         post("", &format!("{{\"event_type\":\"cut\",\"event_id\":\"{how:?}-{n}\"}}"))
     };
@@ -104,7 +104,7 @@ fn connections_cut_at_every_byte_in_every_way_leave_the_books_at_zero() {
         let mut answer = Vec::new();
         drop(stream.read_to_end(&mut answer));
     }
-    wait_for("every socket to be given back", || open_files(&server) <= files_before + 2);
+    wait_for("every socket to be given back", || open_sockets(&server) <= sockets_before + 2);
     let audit = balances(&server);
     let rows = audit["tenants"].as_array().unwrap();
     let cut = rows.iter().find(|row| row["event_type"] == "cut").unwrap();

@@ -69,7 +69,7 @@ fn what_clients_make_up_makes_no_series() {
     // What one of each kind brings, whenever it is first seen, is what all of them bring.
     send_all(&server, &strange(1));
     server.settle();
-    std::thread::sleep(std::time::Duration::from_secs(2));
+    balances(&server);
     let before = settled();
     for n in 0..200 * scale() {
         send_all(&server, &strange(n + 2));
