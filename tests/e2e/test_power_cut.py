@@ -29,6 +29,7 @@ def holds(what, only, cycles, tmp_path):
     rows, findings, total = play(what, only, cycles, tmp_path)
     power.write_tallies(rows)
     assert not findings, findings
+    assert total.file_systems_lost == 0, "the file system itself was lost: nothing could be asked of the server"
     assert total.cycles >= cycles - len(only) and total.acknowledged > 0 and total.lake_checks >= len(only), total
     return total
 

@@ -116,6 +116,10 @@ def tear_down(folder):
     for pid in processes_below(folder):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, 9)
+    for device in loops_below(folder):
+        queue = Path("/sys/block", Path(device).name, "queue")
+        with contextlib.suppress(OSError):  # what `Image.mount` may have changed; the device may be gone by now
+            (queue / "max_sectors_kb").write_text((queue / "max_hw_sectors_kb").read_text())
     for point in mounts_below(folder):
         unmount(point)
         for device in loops_below(folder):

@@ -23,7 +23,7 @@ KEEP_SMALL = 'retention_bytes = "2MiB"\nbacklog_bytes = "64MiB"'
 
 
 class FileSystemLost(Exception):
-    """A failing disk has taken the file system with it, as its own checker says: nothing can be asked of the server."""
+    """A failing disk or a cut has taken the file system itself: nothing can be asked of the server."""
 
 
 class GatedJournal(Journal):
@@ -132,7 +132,11 @@ class Machine:
         self.image.unmount()
         if self.disk:
             self.disk.tell("on")
-        self.mount()
+        try:
+            self.mount()
+        except OSError as error:
+            self.counts.file_systems_lost += 1
+            raise FileSystemLost(str(error)) from None
 
     def cut_by_ioctl(self):
         """Half of the time the processor stops first, and every answer counts; else the cut falls into the middle of
@@ -274,6 +278,8 @@ class Machine:
         self.counts.broken += 1
         self.note_totals()
         with contextlib.suppress(Exception):  # the finding itself is told already; this only measures it
+            if not self.image.is_mounted():
+                return
             if self.server is None or not self.server.alive():
                 self.start()
             rows = lake_rows(self.server.lake)
