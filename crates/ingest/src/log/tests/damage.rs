@@ -43,6 +43,7 @@ fn what_proves_that_damage_was_durable_is_not_cut_off_before_a_segment_says_so()
     log.append(&[frame(b"acknowledged", 4)]).unwrap();
     log.append(&[frame(b"torn", 1), frame(b"whole", 1)]).unwrap();
     drop(log);
+    place.power_cut();
     // The first frame is damaged, and only the last one proves that it was durable.
     let path = place.segments().remove(0);
     let mut bytes = fs::read(&path).unwrap();
@@ -73,6 +74,7 @@ fn damaged_in_a_group(place: &Place, clean: bool) {
     } else {
         log.append(&[frame(b"torn", 1), frame(b"whole", 1)]).unwrap();
         drop(log);
+        place.power_cut();
     }
     let path = place.segments().remove(0);
     let mut bytes = fs::read(&path).unwrap();
