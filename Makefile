@@ -19,8 +19,10 @@ E2E_ARGUMENTS ?=
 # How long `make torture` takes, in seconds, and more for it.
 BUDGET ?= 600
 TORTURE_ARGUMENTS ?=
+POWER_ARGUMENTS ?=
+GRID_ARGUMENTS ?=
 
-.PHONY: help run test unit e2e torture fuzz fuzz-quick fuzz-minimise venv lint fmt clippy doc deny deny-install bench bench-criterion bench-e2e dist image image-steps build-needs test-needs
+.PHONY: help run test unit e2e torture power grid bugs bugs-all fuzz fuzz-quick fuzz-minimise venv lint fmt clippy doc deny deny-install bench bench-criterion bench-e2e dist image image-steps build-needs test-needs
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 18
@@ -45,6 +47,22 @@ torture: build-needs venv ## Kill, pause and starve real servers for BUDGET seco
 	$(CARGO) build --workspace --locked --bins
 	$(CARGO) build -p tidegate-ingest --features faults --bin ingestd-faults --locked
 	cd tests && ../$(VENV)/bin/python -m torture --budget $(BUDGET) $(TORTURE_ARGUMENTS)
+
+# More for it: `make power BUDGET=300 POWER_ARGUMENTS="--what power --jobs 2"`. Needs root and loop devices.
+power: build-needs venv ## Cut the power of real file systems under real servers for BUDGET seconds (600)
+	$(CARGO) build --workspace --locked --bins
+	cd tests && ../$(VENV)/bin/python -m torture.power --budget $(BUDGET) $(POWER_ARGUMENTS)
+
+# `make grid GRID_ARGUMENTS="--keep tallies.jsonl"` also keeps what was counted; `--from FILE…` only adds up.
+grid: build-needs venv ## All tests and sweeps (BUDGET seconds, 600), then which fault was survived how often
+	$(CARGO) build -p tidegate-ingest --features faults --bin ingestd-faults --locked
+	$(VENV)/bin/python tests/torture/grid.py --budget $(BUDGET) $(GRID_ARGUMENTS)
+
+bugs: build-needs venv ## Plant each known bug and run the test that must catch it
+	$(VENV)/bin/python tests/torture/bugs.py --quick
+
+bugs-all: build-needs venv ## Plant each known bug and run every layer of the tests against it: an hour or more
+	$(VENV)/bin/python tests/torture/bugs.py
 
 fuzz: build-needs ## Hostile input for every decoder: SECONDS=600 for each TARGET (all)
 	scripts/fuzz.sh $(SECONDS) $(TARGET)

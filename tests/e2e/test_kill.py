@@ -8,7 +8,7 @@ import os
 import signal
 import time
 
-from harness import Load, check_nothing_missing, journal_ids, temporary_files, wait_until
+from harness import Load, check_nothing_missing, journal_ids, tally, temporary_files, wait_until
 
 KILLS = int(os.environ.get("KILLS", "50"))
 CUTS_BETWEEN = min(KILLS, int(os.environ.get("KILLS_BETWEEN_INTENT_AND_CURSOR", "10")))
@@ -82,3 +82,4 @@ def test_fifty_kills_in_a_row_lose_nothing_acknowledged_and_double_nothing(make_
             server.audit("--journal", journal)
     assert temporary_files(server.lake) == [], "a temporary file of a killed process is still in the lake"
     assert server.stop() == 0
+    tally("e2e::kill", "kill -9", ["P1", "P2", "P5"], KILLS)

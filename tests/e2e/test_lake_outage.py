@@ -3,7 +3,7 @@
 import os
 import time
 
-from harness import Load, check_nothing_missing, journal_ids, wait_until
+from harness import Load, check_nothing_missing, journal_ids, tally, wait_until
 
 OUTAGE_SECONDS = float(os.environ.get("LAKE_OUTAGE_SECONDS", "12"))
 RATE = int(os.environ.get("LAKE_OUTAGE_RATE", "5000"))
@@ -47,3 +47,4 @@ def test_memory_is_bounded_while_the_lake_is_away_and_it_catches_up_by_itself(ma
     assert server.resident_bytes() < RESIDENT_BYTES_MAX, "the catching up is bounded too"
     check_nothing_missing(server, journal_ids(load.journal))
     assert server.audit("--journal", load.journal)["balanced"] is True
+    tally("e2e::lake_outage", "sink down", ["P2", "P4", "P5"], 1)

@@ -2,7 +2,7 @@
 
 import subprocess
 
-from harness import BINARIES, Server, free_ports
+from harness import BINARIES, Server, free_ports, tally
 
 
 def test_a_second_start_on_the_same_data_folder_is_refused(server):
@@ -18,6 +18,7 @@ def test_a_second_start_on_the_same_data_folder_is_refused(server):
     server.accept([{"event_type": "still_here"}], key)
     server.settle()
     assert server.count("still_here") == 1, "the first one goes on"
+    tally("e2e::start", "double start", ["P1", "P2", "P5"], 1)
 
 
 def check_refused(tmp_path, spoil, *words):
@@ -55,3 +56,4 @@ def test_a_broken_reload_changes_nothing(server):
     server.accept([{"event_type": "after"}], key)
     server.config.write_text(good)
     server.ctl("reload")
+    tally("e2e::start", "broken reload", ["P5", "P7"], 1)

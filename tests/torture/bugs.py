@@ -29,7 +29,40 @@ PATIENCE = {"unit": 300, "sim": 300, "it": 300, "e2e": 900}
 E2E_TESTS = ["test_kill.py", "test_first_minutes.py", "test_shutdown.py", "test_personal_data.py", "test_tls_reload.py"]
 
 # One test that is known to catch each bug: what `--quick` runs.
-KNOWN = {}
+KNOWN = {
+    "ack_before_sync": ("unit", ("log::tests::faults",)),
+    "sync_retried": ("unit", ("log::tests::faults",)),
+    "segment_name_not_synced": ("unit", ("log::tests::faults",)),
+    "small_file_not_synced": ("sim", ("sim::replace",)),
+    "cache_trusted": ("sim", ("sim::log",)),
+    "damage_is_tail": ("unit", ("log::tests::damage",)),
+    "damage_not_told": ("unit", ("log::tests::damage",)),
+    "checksums_not_chained": ("unit", ("log::tests::damage",)),
+    "retention_ignores_holds": ("unit", ("log::tests::retention",)),
+    "cursor_before_write": ("sim", ("sim::lake",)),
+    "intent_not_durable": ("sim", ("sim::lake",)),
+    "intent_hash_ignored": ("it", ("sink::exactly_once::a_window_that_changed",)),
+    "window_recut": ("sim", ("sim::lake",)),
+    "hold_before_cursor": ("it", ("sink::lanes::a_sink_holds_the_log",)),
+    "name_by_attempt": ("sim", ("sim::lake",)),
+    "hour_by_clock": ("it", ("sink::files::a_file_holds_one_schema_and_one_hour",)),
+    "lake_overwrites": ("sim", ("sim::lake",)),
+    "queue_by_count": ("unit", ("writer::tests",)),
+    "twin_of_the_lost": ("unit", ("writer::",)),
+    "ids_forgotten": ("it", ("dedup::",)),
+    "ledger_ahead": ("sim", ("sim::ledger",)),
+    "outcome_forgotten": ("it", ("books::",)),
+    "key_after_body": ("it", ("threats::floods::bodies_without_a_key",)),
+    "tenant_from_header": ("it", ("threats::keys",)),
+    "type_of_key_ignored": ("unit", ("normalize::tests::codes",)),
+    "gzip_first_member": ("unit", ("edge::coding",)),
+    "bombs_decoded": ("unit", ("edge::coding",)),
+    "last_key_wins": ("unit", ("normalize::tests::codes",)),
+    "payload_logged": ("it", ("threats::telemetry",)),
+    "no_retry_after": ("it", ("edge::answers",)),
+    "quota_by_wall_clock": ("e2e", ("test_threats.py", "-k", "clock")),
+    "reload_half": ("it", ("pipeline::a_broken_reload", "threats::reload")),
+}
 
 
 def bugs():

@@ -267,6 +267,9 @@ fn announce(log: &LogHandle, found: &Found) {
     match found {
         Found::Whole => {}
         Found::Missing if log.latest().0 == 0 => {}
+        Found::Missing if log.earliest().0 == 0 => {
+            tracing::info!(partition, events, "no ledger yet: all is counted from the log");
+        }
         Found::Missing => {
             tracing::error!(
                 partition,

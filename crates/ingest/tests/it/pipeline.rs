@@ -213,8 +213,17 @@ fn a_broken_reload_changes_nothing() {
     assert!(refused.json()["errors"][0].as_str().unwrap().contains("b.json"), "{refused:?}");
     let listed = server.admin_get("/api/v1/schemas").json();
     assert_eq!(listed["schemas"].as_array().unwrap().len(), 1, "{listed}");
-    // The same content version with other content is refused too.
+    // What is well by itself waits for what is not.
     std::fs::remove_file(schemas.join("b.json")).unwrap();
+    let next = json!({"type": "object", "x-version": 2, "properties": {"n": {"type": "integer"}}});
+    std::fs::write(schemas.join("a.json"), next.to_string()).unwrap();
+    let tenant = dir.path().join("data/tenants/broken.toml");
+    std::fs::write(&tenant, "key = 1").unwrap();
+    assert_eq!(server.admin_post("/api/v1/reload", &json!({})).status, 422);
+    let listed = server.admin_get("/api/v1/schemas").json();
+    assert_eq!(listed["schemas"][0]["version"], 1, "{listed}");
+    std::fs::remove_file(tenant).unwrap();
+    // The same content version with other content is refused too.
     let changed =
         json!({"type": "object", "x-version": 1, "properties": {"n": {"type": "string"}}});
     std::fs::write(schemas.join("a.json"), changed.to_string()).unwrap();
