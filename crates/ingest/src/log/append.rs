@@ -71,6 +71,8 @@ pub struct Log {
     /// The last segment that has frames and is not the active one.
     pub(super) previous: Option<Previous>,
     pub(super) marked_clean: bool,
+    /// A failed write left bytes behind the end, and no segment says yet that they are none of ours.
+    pub(super) abandoned: bool,
     pub(super) watermark: Watermark,
     pub(super) poisoned: bool,
     /// Held for as long as any partition is.
@@ -222,12 +224,13 @@ impl Log {
         Ok(removed)
     }
 
-    /// Leaves a mark that all is whole, so that the next start need not verify what it can trust.
+    /// Leaves a mark that all is whole, so that the next start need not verify what it can trust. It
+    /// leaves none where a failed write is still the last one: that was cut off in the cache alone.
     ///
     /// # Errors
     /// What the system said; the next start then recovers as after a crash.
     pub fn close(self) -> io::Result<()> {
-        if self.poisoned {
+        if self.poisoned || self.abandoned {
             return Ok(());
         }
         let (base, bytes) = match (&self.active, self.shared.state().segments.back()) {
@@ -375,6 +378,7 @@ impl Log {
         let (file, position) =
             segment::install(storage, &self.shared.dir, &header, |_| Ok(FRAMES_AT))?;
         self.active = Some(Active { file, base: self.next, chain_before: self.chain, position });
+        self.abandoned = false;
         Ok(())
     }
 
@@ -399,6 +403,7 @@ impl Log {
     /// Seals the active segment after a failed write; cutting off what that left is a courtesy, the
     /// next segment's header says where this one ends.
     fn abandon(&mut self) {
+        self.abandoned = true;
         if let Some(active) = &self.active
             && let Err(error) = active.file.set_len(active.position)
         {

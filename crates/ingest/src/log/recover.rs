@@ -263,6 +263,7 @@ fn log(
         active: tail.active,
         previous: tail.previous,
         marked_clean: tail.marked,
+        abandoned: false,
         watermark,
         poisoned: false,
         _lock: Arc::clone(&folder.lock),

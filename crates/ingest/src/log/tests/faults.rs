@@ -129,3 +129,23 @@ fn a_start_that_fails_at_any_write_is_made_good_by_the_next() {
         assert_eq!(bodies(&log.handle(), 0), [(0, vec![1; 50])], "write {nth}: {recovery}");
     }
 }
+
+#[test]
+fn a_stop_after_a_failed_write_leaves_a_mark_only_once_a_segment_follows() {
+    for followed in [false, true] {
+        let disk = FaultyDisk::new();
+        let place = Place::on(Arc::new(disk.clone()));
+        let (mut log, _) = place.open();
+        log.append(&[frame(b"acknowledged", 1)]).unwrap();
+        disk.0.write.set(0);
+        log.append(&[frame(b"refused", 1)]).unwrap_err();
+        disk.0.write.set(-1);
+        if followed {
+            log.append(&[frame(b"acknowledged too", 1)]).unwrap();
+        }
+        log.close().unwrap();
+        assert_eq!(place.partition().join("clean").exists(), followed);
+        let (log, _) = place.open();
+        assert_eq!(log.handle().latest(), Offset(1 + u64::from(followed)));
+    }
+}

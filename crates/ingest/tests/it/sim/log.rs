@@ -256,6 +256,11 @@ fn a_log_keeps_what_it_acknowledged_through_any_crash() {
 }
 
 #[test]
+fn a_seed_that_once_failed_does_not_fail_again() {
+    run(22_801);
+}
+
+#[test]
 fn the_same_seed_gives_the_same_operations() {
     for seed in 0..20 {
         assert_eq!(run(seed).trace(), run(seed).trace(), "seed {seed}");
