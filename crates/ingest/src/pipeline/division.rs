@@ -27,7 +27,7 @@ impl Division {
     #[must_use]
     pub fn of(config: &Config) -> Self {
         let (bytes, limits) = (config.budget.bytes.0, &config.edge.limits);
-        let partitions = config.log.partitions.max(1) as u64;
+        let partitions = u64::from(config.log.partitions.max(1));
         let sinks = if config.sink.is_empty() { 0 } else { bytes / 8 * 3 };
         let fit = bytes / 6 / ID_BYTES / partitions;
         let dedup_ids = config.log.dedup_ids.min(usize::try_from(fit).unwrap_or(usize::MAX));

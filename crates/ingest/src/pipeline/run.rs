@@ -242,14 +242,7 @@ impl Building {
         )
         .map_err(part("sinks"))?;
         let budget = Budget::new(division.pool);
-        let queue_bytes = usize::try_from(division.pool).unwrap_or(usize::MAX);
-        let queue_bytes = queue_bytes / opened.partitions.len().max(1);
-        let mut settings = WriterSettings::new(&config.log, queue_bytes, config.budget.delay.0);
-        settings.budget = Some(Arc::clone(&budget));
-        settings.dedup_ids = division.dedup_ids;
-        let known = Arc::clone(&tenants);
-        settings.weight =
-            Arc::new(move |tenant| known.get(tenant).map_or(1, |tenant| tenant.weight()));
+        let settings = writer_settings(&config, &division, &budget, &tenants);
         let mut writers = Vec::new();
         for mut log in opened.partitions {
             leave_out_lost(&mut log, &sinks).map_err(part("log"))?;
@@ -276,6 +269,23 @@ impl Building {
             division,
         })
     }
+}
+
+/// What the writers are told, each of them.
+fn writer_settings(
+    config: &Config,
+    division: &Division,
+    budget: &Arc<Budget>,
+    tenants: &Arc<Tenants>,
+) -> WriterSettings {
+    let each = division.pool / u64::from(config.log.partitions.max(1));
+    let queue_bytes = usize::try_from(each).unwrap_or(usize::MAX);
+    let mut settings = WriterSettings::new(&config.log, queue_bytes, config.budget.delay.0);
+    settings.budget = Some(Arc::clone(budget));
+    settings.dedup_ids = division.dedup_ids;
+    let known = Arc::clone(tenants);
+    settings.weight = Arc::new(move |tenant| known.get(tenant).map_or(1, |tenant| tenant.weight()));
+    settings
 }
 
 /// Should the log end before a sink's cursor, its disk lost what it had said was durable. Those offsets
