@@ -213,14 +213,8 @@ impl Building {
         let normalizer = Normalizer::load(&config.schemas, Arc::clone(&schemas), scan)
             .map_err(parts("schemas"))?;
 
-        let tenants_dir = config.tenants_dir.clone().unwrap_or_else(|| dir.join("tenants"));
-        let mut tenants = Tenants::load(&tenants_dir, config.defaults.quota, Arc::clone(&clock))
-            .map_err(part("tenants"))?;
-        if let Some(key) = &dev_key {
-            tenants = tenants.with_dev(key);
-        }
+        let tenants = load_tenants(&config, dev_key.as_deref(), &clock)?;
 
-        let tenants = Arc::new(tenants);
         let books = Arc::new(Books::default());
         let log_id = opened.log_id.clone();
         let logs: Vec<_> = opened.partitions.iter().map(log::Log::handle).collect();
@@ -269,6 +263,20 @@ impl Building {
             division,
         })
     }
+}
+
+fn load_tenants(
+    config: &Config,
+    dev_key: Option<&str>,
+    clock: &Arc<dyn Clock>,
+) -> Result<Arc<Tenants>, StartError> {
+    let dir = config.tenants_dir.clone().unwrap_or_else(|| config.log.dir.join("tenants"));
+    let tenants = Tenants::load(&dir, config.defaults.quota, Arc::clone(clock));
+    let tenants = tenants.map_err(part("tenants"))?;
+    Ok(Arc::new(match dev_key {
+        Some(key) => tenants.with_dev(key),
+        None => tenants,
+    }))
 }
 
 /// What the writers are told, each of them.
