@@ -25,3 +25,12 @@ def test_an_outage_beyond_the_backlog_is_told_and_both_sinks_end_complete(tmp_pa
     print(outcome.table)
     assert outcome.refused > 0
     tally("e2e::two_sinks", "sink down", ["P2", "P4", "P5"], 1)
+
+
+def test_a_sink_that_never_answers_costs_the_healthy_one_nothing(tmp_path):
+    """Scenario: the S3 server takes requests and answers none of them; what it took is applied when it is well again.
+    Guarantees: as with one that answers 503, and what was applied behind the sink's back is there once."""
+    outcome = two_sinks.run(tmp_path, outage=4, rate=500, before=2, after=2, hangs=True)
+    print(outcome.table)
+    assert outcome.refused == 0
+    tally("e2e::two_sinks", "slow sink", ["P2", "P3", "P4", "P5"], 1)

@@ -26,6 +26,10 @@ class S3:
         self.bucket = bucket
         (self.port,) = free_ports(1)
         self.broken = threading.Event()
+        # True: it takes requests and answers none of them until it is well again.
+        self.hangs = False
+        self.well = threading.Event()
+        self.well.set()
         self.turned_away = 0
         # {object: when its put was answered with 200}, by the wall clock, as a file's times are.
         self.put_at = {}
@@ -57,6 +61,14 @@ class S3:
             endpoint_override=f"127.0.0.1:{self.port}",
         )  # fmt: skip
 
+    def fail(self):
+        self.well.clear()
+        self.broken.set()
+
+    def mend(self):
+        self.broken.clear()
+        self.well.set()
+
     def sink(self, name, flush_age):
         """A lake on it, as `[[sink]]`."""
         store = {**CREDENTIALS, "aws_endpoint": self.url, "aws_allow_http": "true"}
@@ -67,6 +79,7 @@ class S3:
         )
 
     def end(self):
+        self.mend()
         self.proxy.shutdown()
         self.proxy.server_close()
         self.moto.kill()
@@ -101,7 +114,11 @@ def handler(s3):
             if s3.broken.is_set():
                 with s3.lock:
                     s3.turned_away += 1
-                return self.answer(503, [("Content-Type", "application/xml")], SLOW_DOWN)
+                if s3.hangs:
+                    # The caller may have given up when this is passed on: a write it knows nothing of.
+                    s3.well.wait()
+                else:
+                    return self.answer(503, [("Content-Type", "application/xml")], SLOW_DOWN)
             upstream = http.client.HTTPConnection("127.0.0.1", s3.port, timeout=60)
             try:
                 headers = {n: v for n, v in self.headers.items() if n.lower() not in OF_ONE_HOP}

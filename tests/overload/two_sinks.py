@@ -2,6 +2,7 @@
 
     make demo-two-sinks                                     both variations, 15 s of outage each
     python -m overload.two_sinks --outage 3 --rate 500      shorter
+    python -m overload.two_sinks --hang                     the sink takes requests and never answers them
 
 First the outage is shorter than what the log may hold back for a sink: nobody is refused. Then it is longer
 (`log.backlog_bytes` is small): clients are told so, and the healthy sink still misses nothing.
@@ -21,6 +22,8 @@ from harness import Load, Server, http, journal_ids, wait_until
 FLUSH = "1s"
 # What a busy machine may add to the longest wait before the healthy sink is said to have waited for the other.
 NOISE_SECONDS = 1.0
+# The stated bound on resident memory with the default configuration.
+RESIDENT_BYTES_MAX = 512 << 20
 
 
 @dataclasses.dataclass
@@ -52,10 +55,11 @@ class Watch(threading.Thread):
         self.join(60)
 
 
-def run(folder, *, outage, rate, before=5.0, after=5.0, backlog=None):
+def run(folder, *, outage, rate, before=5.0, after=5.0, backlog=None, hangs=False):
     """One run in `folder`; asserts what is promised, returns what to print."""
     folder = Path(folder)
     s3 = S3(folder)
+    s3.hangs = hangs
     # Space is given back by whole segments.
     log = f"backlog_bytes = {backlog}\nsegment_bytes = {max(1 << 20, backlog // 8)}" if backlog else ""
     server = Server(folder / "server", flush_age=FLUSH, log=log, sink=s3.sink("broken", FLUSH))
@@ -72,9 +76,9 @@ def run(folder, *, outage, rate, before=5.0, after=5.0, backlog=None):
             wait_until("both lakes are being written", lambda: s3.put_at and any(server.lake.rglob("*.parquet")))
             time.sleep(max(0.0, begin + before - time.time()))
             broke = time.time()
-            s3.broken.set()
+            s3.fail()
             time.sleep(outage)
-            s3.broken.clear()
+            s3.mend()
             mended = time.time()
             report = load.finish()
         finally:
@@ -90,9 +94,10 @@ def run(folder, *, outage, rate, before=5.0, after=5.0, backlog=None):
         times = (begin, broke, mended, end)
         reasons = check(server, load, report, told, acknowledged, (healthy, broken), times, backlog is not None)
         assert s3.turned_away > 0, "the broken sink was never asked"
+        assert watch.resident < RESIDENT_BYTES_MAX, f"{watch.resident >> 20} MiB resident"
         text = table(report, told, acknowledged, (healthy, broken), times)
         text += (
-            f"\nthe broken sink answered 503 to {s3.turned_away} requests and lagged by at most {watch.lag['broken']} events;"
+            f"\nthe broken sink {'did not answer' if hangs else 'answered 503 to'} {s3.turned_away} requests and lagged by at most {watch.lag['broken']} events;"
             f" all caught up {caught_up - mended:.1f} s after it was well again"
             f"\nthe server held at most {watch.resident >> 20} MiB"
         )
@@ -167,6 +172,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--outage", type=float, default=15.0, help="seconds (default 15)")
     parser.add_argument("--rate", type=int, default=2000, help="events a second (default 2000)")
+    parser.add_argument("--hang", action="store_true", help="no answers at all in place of 503")
     arguments = parser.parse_args()
     # About 400 bytes of log an event: the bound is reached in the first half of the outage.
     backlog = max(2 << 20, int(arguments.rate * arguments.outage * 400 * 0.4))
@@ -175,7 +181,7 @@ def main():
         (f"The outage is longer: log.backlog_bytes = {backlog}", backlog),
     ):
         with tempfile.TemporaryDirectory(prefix="tidegate-two-sinks-") as folder:
-            outcome = run(folder, outage=arguments.outage, rate=arguments.rate, backlog=bound)
+            outcome = run(folder, outage=arguments.outage, rate=arguments.rate, backlog=bound, hangs=arguments.hang)
         print(f"\n## {title}\n\n{outcome.table}", flush=True)
     print("\nboth variations: nothing acknowledged is missing or doubled in either sink, every refusal said when to come again")
 
