@@ -22,6 +22,7 @@ case "${1:?build, test or redis}" in
     ;;
   redis)
     want redis-server redis-server
+    want redis-cli redis-tools
     ;;
   *)
     echo "need.sh: build, test or redis, not $1" >&2

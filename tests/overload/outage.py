@@ -176,9 +176,8 @@ def run(folder, cgroup, arguments):
         told = sorted(one for client in plain for one in client.told)
         journals = [load.journal for load in reports]
         counted = count(server, journals, set().union(*(client.acknowledged for client in plain)))
-        for journal in journals:
-            audit = server.audit("--journal", journal) if arguments.audit else {"balanced": True, "difference": 0}
-            assert audit["balanced"] and audit["difference"] == 0, audit
+        audit = server.ctl("audit", timeout=900)
+        assert audit["balanced"] and audit["difference"] == 0, audit
         show(arguments, cgroup, watch, reports.values(), told, counted, (begin, broke, mended, taken_again, caught_up))
     except BaseException:
         if watch and watch.most:
@@ -244,7 +243,6 @@ def main():
     parser.add_argument("--connections", type=int, default=8, help="of each of the two loads (8)")
     parser.add_argument("--limit", type=float, default=1.2, help="the cgroup's limit in budgets (1.2)")
     parser.add_argument("--folder", help="where the data folder is made (target/overload)")
-    parser.add_argument("--no-audit", dest="audit", action="store_false", help="count with DuckDB alone")
     arguments = parser.parse_args()
     place = Path(arguments.folder or REPOSITORY / "target" / "overload")
     place.mkdir(parents=True, exist_ok=True)
