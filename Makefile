@@ -20,9 +20,11 @@ E2E_ARGUMENTS ?=
 BUDGET ?= 600
 TORTURE_ARGUMENTS ?=
 POWER_ARGUMENTS ?=
+# More for the proofs of overload: `make overload-outage OVERLOAD_ARGUMENTS="--outage 60"`.
+OVERLOAD_ARGUMENTS ?=
 GRID_ARGUMENTS ?=
 
-.PHONY: help run test unit e2e torture power grid bugs bugs-all fuzz fuzz-quick fuzz-minimise venv lint fmt clippy doc deny deny-install bench bench-criterion bench-e2e dist image image-steps build-needs test-needs
+.PHONY: help run test unit e2e torture power grid demo-two-sinks overload-outage overload-refusal overload-fleet bugs bugs-all fuzz fuzz-quick fuzz-minimise venv lint fmt clippy doc deny deny-install bench bench-criterion bench-e2e dist image image-steps build-needs test-needs
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 18
@@ -57,6 +59,24 @@ power: build-needs venv ## Cut the power of real file systems under real servers
 grid: build-needs venv ## All tests and sweeps (BUDGET seconds, 600), then which fault was survived how often
 	$(CARGO) build -p tidegate-ingest --features faults --bin ingestd-faults --locked
 	$(VENV)/bin/python tests/torture/grid.py --budget $(BUDGET) $(GRID_ARGUMENTS)
+
+demo-two-sinks: build-needs venv ## A healthy sink beside one that answers 503: two rows, asserted
+	$(CARGO) build --workspace --locked --bins
+	cd tests && ../$(VENV)/bin/python -m overload.two_sinks $(OVERLOAD_ARGUMENTS)
+
+# With `--outage 300 --backlog 4GiB` and more, see its --help. Needs root for the cgroup.
+overload-outage: build-needs venv ## No sink for 5 minutes at full load, in a cgroup of the budget and 20 %
+	$(CARGO) build --release --locked --bins
+	cd tests && TIDEGATE_BIN_DIR=$(abspath $(TARGET_DIR))/release ../$(VENV)/bin/python -m overload.outage $(OVERLOAD_ARGUMENTS)
+
+overload-refusal: build-needs venv ## What a refusal costs in CPU: at most 20 µs
+	$(CARGO) build --release --locked --bins
+	cd tests && TIDEGATE_BIN_DIR=$(abspath $(TARGET_DIR))/release ../$(VENV)/bin/python -m overload.refusal $(OVERLOAD_ARGUMENTS)
+
+overload-fleet: build-needs venv ## A quota over two edges: Redis there, Redis away
+	scripts/need.sh redis
+	$(CARGO) build --release --locked --bins
+	cd tests && TIDEGATE_BIN_DIR=$(abspath $(TARGET_DIR))/release ../$(VENV)/bin/python -m overload.fleet $(OVERLOAD_ARGUMENTS)
 
 bugs: build-needs venv ## Plant each known bug and run the test that must catch it
 	$(VENV)/bin/python tests/torture/bugs.py --quick

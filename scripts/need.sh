@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes sure that what a target needs is here: `need.sh build`, `need.sh test`. On Debian it installs what is missing.
+# Makes sure that what a target needs is here: `need.sh build`, `need.sh test`, `need.sh redis`. On Debian it installs what is missing.
 set -euo pipefail
 
 packages=()
@@ -7,7 +7,7 @@ want() { # want COMMAND PACKAGE
   command -v "$1" >/dev/null 2>&1 || packages+=("$2")
 }
 
-case "${1:?build or test}" in
+case "${1:?build, test or redis}" in
   build)
     want cc build-essential # zstd, ring and zlib are C
     ;;
@@ -20,8 +20,12 @@ case "${1:?build or test}" in
     want python3 python3
     python3 -c 'import venv, ensurepip' >/dev/null 2>&1 || packages+=(python3-venv)
     ;;
+  redis)
+    want redis-server redis-server
+    want redis-cli redis-tools
+    ;;
   *)
-    echo "need.sh: build or test, not $1" >&2
+    echo "need.sh: build, test or redis, not $1" >&2
     exit 2
     ;;
 esac

@@ -50,7 +50,7 @@ ROWS = {
     "replay interrupted": "P5 P6",
 }
 # What makes these promises is not built yet: the whole column, or the whole row.
-LATER_PROMISES = {"P3": "fair shares between tenants", "P4": "bounds proved under overload", "P6": "replay"}
+LATER_PROMISES = {"P6": "replay"}
 LATER_FAULTS = {"broker restart": "Kafka", "replay interrupted": "replay"}
 
 

@@ -10,6 +10,7 @@ mod edge;
 mod pipeline;
 mod rot;
 mod server;
+mod shed;
 mod sim;
 mod sink;
 mod tally;

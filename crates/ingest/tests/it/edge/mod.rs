@@ -7,7 +7,7 @@ mod answers;
 mod codings;
 mod connections;
 mod forms;
-mod kit;
+pub mod kit;
 mod tenants;
 mod tls;
 mod wire;
