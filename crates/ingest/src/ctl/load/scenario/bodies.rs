@@ -14,7 +14,7 @@ use crate::ctl::{
 };
 
 /// What a body of the kind that just passes inflates to.
-const INFLATED_BYTES: usize = 2 << 20;
+const INFLATED_BYTES: usize = 5 << 18;
 /// How many times smaller it is when it is sent: below what the server refuses (`edge.limits.ratio`).
 const RATIO: usize = 90;
 /// What a bomb inflates to, if it is let.

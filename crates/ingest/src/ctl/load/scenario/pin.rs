@@ -1,8 +1,12 @@
 //! Who runs on which CPU: the server on one, the load on another, so that neither takes the other's time.
 
-use std::process::{Command, Stdio};
+use std::{
+    process::{Command, Stdio},
+    time::Instant,
+};
 
-use crate::ctl::fault::Fault;
+use super::{report::float, server::Server};
+use crate::ctl::{fault::Fault, load::stats::cpu_seconds};
 
 /// How the processes of a run are pinned.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,6 +80,50 @@ impl Pins {
     }
 }
 
+/// What the CPUs of a run, the server and the load had used when it began.
+#[derive(Debug)]
+pub struct Watch {
+    start: Instant,
+    used: Option<f64>,
+}
+
+impl Watch {
+    /// From now on.
+    #[must_use]
+    pub fn start(pins: &Pins, server: &Server) -> Self {
+        Self { start: Instant::now(), used: used_by_others(pins, server) }
+    }
+
+    /// Cores that others took since then, on average; time stolen from a virtual machine is theirs too.
+    #[must_use]
+    pub fn others(&self, pins: &Pins, server: &Server) -> Option<f64> {
+        let used = used_by_others(pins, server)? - self.used?;
+        Some((used / self.start.elapsed().as_secs_f64().max(0.001)).max(0.0))
+    }
+}
+
+fn used_by_others(pins: &Pins, server: &Server) -> Option<f64> {
+    let stat = std::fs::read_to_string("/proc/stat").ok()?;
+    let all = match pins {
+        Pins::Apart { server, load } => {
+            busy(&stat, &format!("cpu{server}"))? + busy(&stat, &format!("cpu{load}"))?
+        }
+        Pins::Free { .. } => busy(&stat, "cpu")?,
+    };
+    Some(all - server.cpu_seconds()? - cpu_seconds()?)
+}
+
+/// Seconds that a CPU of `/proc/stat` was not idle.
+fn busy(stat: &str, cpu: &str) -> Option<f64> {
+    const TICKS_PER_SECOND: f64 = 100.0;
+    let line = stat.lines().find(|line| line.split_ascii_whitespace().next() == Some(cpu))?;
+    // user nice system idle iowait irq softirq steal
+    let fields = line.split_ascii_whitespace().skip(1).take(8).enumerate();
+    let busy = fields.filter(|(place, _)| !matches!(place, 3 | 4));
+    let ticks: u64 = busy.filter_map(|(_, n)| n.parse::<u64>().ok()).sum();
+    Some(float(ticks) / TICKS_PER_SECOND)
+}
+
 /// The CPUs of a list such as `0-2,5`.
 fn cpus(list: &str) -> Vec<usize> {
     let mut found = Vec::new();
@@ -97,5 +145,12 @@ mod tests {
         assert_eq!(cpus("\t0-2,5\n"), [0, 1, 2, 5]);
         assert_eq!(cpus("3"), [3]);
         assert!(cpus("").is_empty());
+    }
+
+    #[test]
+    fn a_cpu_is_busy_when_it_neither_idles_nor_waits() {
+        let stat = "cpu  9 9 9 9 9 9 9 9 0 0\ncpu1 100 200 300 9000 800 50 25 25 7 7\n";
+        assert_eq!(busy(stat, "cpu1"), Some(7.0));
+        assert_eq!(busy(stat, "cpu2"), None);
     }
 }

@@ -50,6 +50,16 @@ impl Default for Setup {
     }
 }
 
+impl Setup {
+    /// What to do where the server did not start.
+    fn start_hint(&self) -> &'static str {
+        match self.tmpfs_mib {
+            Some(_) => "this scenario mounts a file system of its own, which only root may",
+            None => "",
+        }
+    }
+}
+
 /// A lake in the scenario's folder.
 pub const LAKE: &str = "[[sink]]\nname = \"lake\"\nkind = \"lake\"\nurl = \"{folder}/lake\"\nflush = { age = \"1s\" }\n";
 
@@ -141,7 +151,7 @@ impl Server {
                 )
             })?;
         let mut starting = Starting(Some(child));
-        let (public, admin_url) = starting.ready(&log).await?;
+        let (public, admin_url) = starting.ready(&log, setup.start_hint()).await?;
         let target = Target::new(&public, None, false)?;
         let admin = Admin::new(Target::new(&admin_url, None, false)?, None);
         let child = starting.0.take().ok_or_else(|| Fault::failed("the server is gone", ""))?;
@@ -284,7 +294,7 @@ struct Starting(Option<Child>);
 
 impl Starting {
     /// The URLs of its public and its admin address, once it says that it is ready.
-    async fn ready(&mut self, log: &Path) -> Result<(String, String), Fault> {
+    async fn ready(&mut self, log: &Path, hint: &str) -> Result<(String, String), Fault> {
         let start = Instant::now();
         loop {
             let said = fs::read_to_string(log).map_err(|e| Fault::file(log, &e))?;
@@ -296,7 +306,10 @@ impl Starting {
                 let last: Vec<_> = said.lines().rev().take(8).collect();
                 let last: Vec<_> = last.into_iter().rev().collect();
                 let what = if ended { "ended at its start" } else { "did not become ready" };
-                return Err(Fault::failed(format!("the server {what}:\n{}", last.join("\n")), ""));
+                return Err(Fault::failed(
+                    format!("the server {what}:\n{}", last.join("\n")),
+                    hint,
+                ));
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
