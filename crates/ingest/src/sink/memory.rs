@@ -10,6 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// What a window costs at its peak, as a multiple of its bytes: its frames, the reader's buffers,
 /// the sorted rows, one lane's columns and its encoded file.
 pub const FACTOR: u64 = 3;
+/// What a row costs at least, in bytes of a window: windows of small events have fewer rows than
+/// their bytes would allow.
+pub const ROW_BYTES: u64 = 128;
 /// Smaller windows than this are a configuration error: files that nobody wants to query.
 pub const WINDOW_MIN: u64 = 1 << 20;
 /// The least and the most of the room that the main loop's window takes, in quarters.
