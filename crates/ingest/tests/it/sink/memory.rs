@@ -100,14 +100,13 @@ fn a_window_takes_no_more_than_its_factor() {
 #[test]
 fn a_share_too_small_for_windows_is_refused_with_the_numbers() {
     let mut pipe = Pipe::new();
-    pipe.memory_bytes = 5 << 20;
+    pipe.memory_bytes = 12 << 20;
     let lake = config(10);
     let hole: SinkConfig = toml::from_str("name='hole'\nkind='blackhole'").unwrap();
     let parts = pipe.parts(Arc::new(Disk));
     let error = sink::start(&[lake.clone(), hole], &parts).err().unwrap().to_string();
-    for part in ["5MiB", "2 sinks", "1 partitions", "8MiB", "budget.bytes"] {
+    for part in ["12MiB", "2 sinks", "1 partitions", "8MiB", "16MiB", "budget.bytes"] {
         assert!(error.contains(part), "{part} in {error}");
     }
-    pipe.memory_bytes = 5 << 20;
     sink::start(&[lake], &pipe.parts(Arc::new(Disk))).unwrap().stop();
 }
