@@ -8,7 +8,7 @@ use http::{HeaderMap, HeaderValue, header::CONTENT_ENCODING};
 use libfuzzer_sys::fuzz_target;
 use tidegate_fuzz::input::Input;
 use tidegate_ingest::{
-    edge::budget::Budget,
+    budget::Budget,
     fuzzing::edge::{Refused, decode},
 };
 
@@ -39,7 +39,7 @@ fn run(
     let mut headers = HeaderMap::new();
     headers.insert(CONTENT_ENCODING, HeaderValue::from_str(coding).unwrap());
     let budget = Budget::new(budget);
-    let mut permit = budget.try_take(0).unwrap();
+    let mut permit = budget.unshared().try_take(0).unwrap();
     let result = decode(&headers, raw, limits, &mut permit).expect("a coding that is taken");
     let taken = permit.bytes();
     assert_eq!(budget.held(), taken);
@@ -147,7 +147,7 @@ fn named(raw: &[u8]) {
         }
     }
     let budget = Budget::new(MIB);
-    let mut permit = budget.try_take(0).unwrap();
+    let mut permit = budget.unshared().try_take(0).unwrap();
     let taken = decode(&headers, b"x", (10, 10), &mut permit);
     let text = headers.get_all(CONTENT_ENCODING).iter();
     let mut names: Vec<String> = Vec::new();

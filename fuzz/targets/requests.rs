@@ -12,7 +12,8 @@ use tidegate_fuzz::{input::Input, judge::NORMALIZER};
 use tidegate_ingest::{
     clock::ManualClock,
     config::Size,
-    edge::{Limits, budget::Budget, judge::Judge, protocol::PROTOCOLS},
+    budget::Budget,
+    edge::{Limits, judge::Judge, protocol::PROTOCOLS},
     fuzzing::edge::{
         Credentials, Outcome, bearer_or_api_key, charset, media_type, query, request_id, run,
         single, too_large, trace,
@@ -45,7 +46,7 @@ fuzz_target!(|data: &[u8]| {
     let budget = Budget::new(BUDGET);
     let body = Bytes::copy_from_slice(input.0);
     let once = || {
-        let permit = budget.try_take(body.len() as u64).unwrap();
+        let permit = budget.unshared().try_take(body.len() as u64).unwrap();
         let judge = Arc::clone(&*NORMALIZER) as Arc<dyn Judge>;
         run((parts.clone(), body.clone()), protocol, CALLER.clone(), judge, &limits, permit)
     };

@@ -12,10 +12,12 @@
 
 pub mod admin;
 pub mod books;
+pub mod budget;
 pub mod clock;
 pub mod config;
 pub mod ctl;
 pub mod edge;
+pub mod fair;
 pub mod faults;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]

@@ -39,7 +39,7 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct BudgetConfig {
-    /// Bytes of request bodies (raw and decoded) held at once.
+    /// Memory that event bytes may take: requests, the writer's queue, the sinks' windows, known ids.
     pub bytes: Size,
     /// How long a request may wait in a hop's queue.
     pub delay: Span,
@@ -47,7 +47,7 @@ pub struct BudgetConfig {
 
 impl Default for BudgetConfig {
     fn default() -> Self {
-        Self { bytes: Size::mib(256), delay: Span::seconds(2) }
+        Self { bytes: Size::mib(384), delay: Span::seconds(2) }
     }
 }
 

@@ -1,16 +1,17 @@
 //! Reads a body whole, within bounds of bytes, memory and time.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http_body::Body;
 use http_body_util::BodyExt;
 use tokio::time::{Instant, timeout_at};
 
-use super::budget::{Budget, Permit};
+use crate::budget::{Full, Permit, Share};
 
-/// Bytes taken from the budget at once where a body's length was not declared.
-const STEP_BYTES: u64 = 64 << 10;
+/// Bytes taken from the budget at once. Small, so that who sends slowly holds what came, not what was
+/// declared.
+const STEP_BYTES: u64 = 4 << 10;
 
 /// Bounds of one body.
 #[derive(Clone, Copy, Debug)]
@@ -31,7 +32,7 @@ pub(super) enum ReadError {
     #[error("the body came too slowly; send it within {} s", total.as_secs_f64())]
     Slow { total: Duration },
     #[error("no memory left for the body")]
-    Full,
+    Full(#[from] Full),
     #[error("the body ended before all of it was there")]
     Cut,
 }
@@ -40,7 +41,7 @@ pub(super) enum ReadError {
 pub(super) async fn read<B>(
     mut body: B,
     limits: ReadLimits,
-    budget: &Arc<Budget>,
+    share: &Share,
 ) -> Result<(Bytes, Permit), ReadError>
 where
     B: Body<Data = Bytes> + Unpin,
@@ -50,7 +51,9 @@ where
     if declared.is_some_and(|n| limits.bytes < n) {
         return Err(too_large);
     }
-    let mut permit = budget.try_take(declared.unwrap_or(0)).ok_or(ReadError::Full)?;
+    // What would not fit is not begun; what does is taken as it comes, not as it was declared.
+    share.check(declared.unwrap_or(0))?;
+    let mut permit = share.try_take(0)?;
     let deadline = Instant::now() + limits.total;
     let mut first = Bytes::new();
     let mut rest: Option<BytesMut> = None;
@@ -66,13 +69,16 @@ where
         if limits.bytes < bytes {
             return Err(too_large);
         }
-        if permit.bytes() < bytes && !permit.grow((bytes - permit.bytes()).max(STEP_BYTES)) {
-            return Err(ReadError::Full);
+        let missing = bytes.saturating_sub(permit.bytes());
+        if missing != 0 {
+            permit.grow(missing.next_multiple_of(STEP_BYTES))?;
         }
         match &mut rest {
             // Most small bodies are one frame, and are not copied.
             None if first.is_empty() => first = data,
             None => {
+                // The system gives pages as they are written to: what was declared and does not come
+                // costs none.
                 let capacity = declared.and_then(|n| usize::try_from(n).ok()).unwrap_or(0);
                 let mut all = BytesMut::with_capacity(capacity.max(held + data.len()));
                 all.extend_from_slice(&first);

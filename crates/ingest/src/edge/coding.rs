@@ -6,8 +6,10 @@ use brotli_decompressor::{BrotliDecompressStream, BrotliResult, BrotliState, Sta
 use flate2::bufread::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
 use http::{HeaderMap, header};
 
-use super::budget::Permit;
-use crate::faults::{Bug, planted};
+use crate::{
+    budget::{Full, Permit},
+    faults::{Bug, planted},
+};
 
 /// What `Accept-Encoding` of a 415 lists.
 pub(super) const TAKEN: &str = "identity, gzip, zstd, deflate, br";
@@ -49,7 +51,7 @@ pub(super) enum DecodeError {
     )]
     Ratio { ratio: u64 },
     #[error("no memory left for the decoded body")]
-    Full,
+    Full(#[from] Full),
 }
 
 /// The one coding that the headers name; `Err` with what they say for others and for several.
@@ -142,9 +144,7 @@ impl Output<'_> {
         if self.limits.bytes < self.raw {
             return Err(DecodeError::TooLarge { limit: self.limits.bytes });
         }
-        if !self.permit.grow(self.raw) {
-            return Err(DecodeError::Full);
-        }
+        self.permit.grow(self.raw)?;
         self.bytes.extend_from_slice(raw);
         Ok(())
     }
@@ -157,9 +157,7 @@ impl Output<'_> {
         }
         let wanted = used.saturating_add(STEP_BYTES.max(used)).min(most.saturating_add(1));
         let more = wanted.saturating_sub(self.bytes.len());
-        if !self.permit.grow(more as u64) {
-            return Err(DecodeError::Full);
-        }
+        self.permit.grow(more as u64)?;
         self.bytes.reserve_exact(more);
         self.bytes.resize(wanted, 0);
         Ok(())
@@ -275,7 +273,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::edge::budget::Budget;
+    use crate::budget::Budget;
 
     /// "hello hello hello hello\n" by the reference encoder; there is none for Rust among our crates.
     const BROTLI: &[u8] = &[
@@ -293,7 +291,7 @@ mod tests {
 
     fn decode(coding: Coding, raw: &[u8], limits: DecodeLimits) -> Result<Vec<u8>, DecodeError> {
         let budget = Budget::new(64 << 20);
-        let mut permit = budget.try_take(0).unwrap();
+        let mut permit = budget.unshared().try_take(0).unwrap();
         coding.decode(raw, limits, &mut permit)
     }
 
@@ -380,7 +378,7 @@ mod tests {
         for (coding, encode) in CODINGS {
             let bomb = encode(&zeros);
             let budget = Budget::new(64 << 20);
-            let mut permit = budget.try_take(0).unwrap();
+            let mut permit = budget.unshared().try_take(0).unwrap();
             let error = coding.decode(&bomb, LIMITS, &mut permit).unwrap_err();
             assert_eq!(error, DecodeError::Ratio { ratio: 100 }, "{coding:?}");
             assert!(permit.bytes() <= (bomb.len() as u64 * 100).max(MIB) + 1, "{coding:?}");
@@ -410,9 +408,12 @@ mod tests {
     #[test]
     fn what_the_budget_does_not_hold_is_refused() {
         let budget = Budget::new(1000);
-        let mut permit = budget.try_take(0).unwrap();
+        let mut permit = budget.unshared().try_take(0).unwrap();
         let body = gzip(&[1; 5000]);
-        assert_eq!(Coding::Gzip.decode(&body, LIMITS, &mut permit), Err(DecodeError::Full));
+        assert_eq!(
+            Coding::Gzip.decode(&body, LIMITS, &mut permit),
+            Err(DecodeError::Full(Full::Pool))
+        );
     }
 
     #[test]
@@ -421,9 +422,9 @@ mod tests {
         let raw = [&[0x78, 0x01, 0x01, 0x03, 0x00, 0xfc, 0xff][..], b"abc"].concat();
         for body in [raw.as_slice(), &raw[2..]] {
             let budget = Budget::new(2 * STEP_BYTES as u64 - 1);
-            let mut permit = budget.try_take(5).unwrap();
+            let mut permit = budget.unshared().try_take(5).unwrap();
             let result = Coding::Deflate.decode(body, LIMITS, &mut permit);
-            assert_ne!(result, Err(DecodeError::Full));
+            assert!(!matches!(result, Err(DecodeError::Full(_))));
             assert!(permit.bytes() <= 5 + STEP_BYTES as u64, "{}", permit.bytes());
         }
     }

@@ -8,13 +8,12 @@ use tidegate_event::{EncodedBatch, EventType, ReceivedAt};
 
 use super::{
     Limits,
-    budget::Permit,
     coding::{Coding, DecodeError, DecodeLimits, from_headers},
     judge::Judge,
     protocol::Protocol,
     work::{Done, Work},
 };
-use crate::{books::Tally, tenants::Caller};
+use crate::{books::Tally, budget::Permit, tenants::Caller};
 
 pub use super::head::{Credentials, bearer_or_api_key, charset, media_type, query, single};
 
@@ -44,7 +43,7 @@ pub fn decode(
         DecodeError::Corrupt { .. } => Refused::Corrupt,
         DecodeError::TooLarge { limit } => Refused::TooLarge(limit),
         DecodeError::Ratio { ratio } => Refused::Ratio(ratio),
-        DecodeError::Full => Refused::Full,
+        DecodeError::Full(_) => Refused::Full,
     }))
 }
 

@@ -4,7 +4,6 @@ mod admit;
 pub mod answer;
 mod bare;
 mod body;
-pub mod budget;
 mod coding;
 mod connection;
 #[cfg(feature = "fuzzing")]
@@ -17,6 +16,7 @@ pub mod protocol;
 mod request;
 mod server;
 mod tls;
+mod turns;
 mod work;
 
 use std::path::PathBuf;

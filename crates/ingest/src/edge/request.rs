@@ -14,7 +14,6 @@ use http_body::Body;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tidegate_event::ReceivedAt;
-use tokio::sync::Semaphore;
 use tracing::Instrument;
 
 use super::{
@@ -22,17 +21,18 @@ use super::{
     admit::{Account, Admission},
     answer::{self, Answer, ItemError, Kind, Refusal},
     body::{self, ReadError, ReadLimits},
-    budget::{Budget, Permit},
     coding::{self, Coding},
     connection::Busy,
     head::{self, Credentials},
     judge::Judge,
     problem::Problem,
     protocol::{self, Outcomes, Protocol, Routed},
-    work::{Done, EDGE_FULL_FOR, Work},
+    turns::Turns,
+    work::{Done, Work, no_memory},
 };
 use crate::{
     books::{Books, Outcome, Unread},
+    budget::{Budget, Permit, Share},
     clock::Clock,
     faults::{self, Bug, Point, planted},
     metrics,
@@ -55,8 +55,8 @@ pub(super) struct Shared {
     pub admission: Admission,
     pub draining: AtomicBool,
     pub in_flight: AtomicUsize,
-    /// How many large bodies are decoded and judged at once.
-    pub heavy: Arc<Semaphore>,
+    /// Who is worked on next, of the bodies that are not small.
+    pub turns: Turns,
 }
 
 impl Shared {
@@ -70,6 +70,8 @@ impl Shared {
     }
 }
 
+/// Bodies up to this size are worked on at once: to stand in line would cost as much as the work.
+const SMALL_BYTES: usize = 16 << 10;
 /// Bodies up to this size are worked on where they were read; larger ones on a thread of their own.
 const LIGHT_BYTES: usize = 512 << 10;
 /// The same for bodies that are compressed.
@@ -194,7 +196,7 @@ async fn respond(
     let declared = body.size_hint().exact();
     let caller = match authenticate(shared, &parts, first) {
         Err(refusal) if planted(Bug::KeyAfterBody) => {
-            let _read = body::read(body, shared.read_limits(), &shared.budget).await;
+            let _read = body::read(body, shared.read_limits(), &shared.budget.unshared()).await;
             return Err(refusal);
         }
         known => known?,
@@ -210,8 +212,9 @@ async fn respond(
         }
     };
 
-    let read = body::read(body, shared.read_limits(), &shared.budget).await;
-    let (bytes, permit) = read.map_err(|error| unreadable(&error))?;
+    let share = shared.budget.share(&caller.tenant.id, caller.tenant.weight());
+    let read = body::read(body, shared.read_limits(), &share).await;
+    let (bytes, permit) = read.map_err(|error| unreadable(&error, &share))?;
     exchange.unread = false;
     faults::at(Point::BodyRead);
     let length = bytes.len() as u64;
@@ -340,9 +343,11 @@ fn gate(
         return Err(Refusal::shed(reason, after));
     }
     if declared.is_some_and(|bytes| shared.limits.body_bytes.0 < bytes) {
-        let limit = shared.limits.body_bytes.0;
-        return Err(unreadable(&ReadError::TooLarge { limit }));
+        let error = ReadError::TooLarge { limit: shared.limits.body_bytes.0 };
+        return Err(Refusal::problem(Problem::BODY_TOO_LARGE, error.to_string()));
     }
+    let expected = usize::try_from(declared.unwrap_or(0)).unwrap_or(usize::MAX);
+    shared.log.room(&tenant.id, expected).map_err(not_appended)?;
     if let Some(account) = &exchange.account {
         let taken = account.take_bytes(declared);
         taken.map_err(|(reason, after)| Refusal::shed(reason, after))?;
@@ -372,11 +377,11 @@ fn wrong_media_type(parts: &Parts, candidates: &[&'static Protocol]) -> Refusal 
         .with(header::ACCEPT_ENCODING, HeaderValue::from_static(coding::TAKEN))
 }
 
-fn unreadable(error: &ReadError) -> Refusal {
+fn unreadable(error: &ReadError, share: &Share) -> Refusal {
     let problem = match error {
         ReadError::TooLarge { .. } => Problem::BODY_TOO_LARGE,
         ReadError::Slow { .. } => Problem::BODY_SLOW,
-        ReadError::Full => return Refusal::shed(ShedReason::EdgeFull, EDGE_FULL_FOR),
+        ReadError::Full(full) => return no_memory(*full, share),
         ReadError::Cut => Problem::BODY_CUT_SHORT,
     };
     Refusal::problem(problem, error.to_string())
@@ -387,7 +392,7 @@ async fn run(shared: &Shared, work: Work) -> Result<Done, Refusal> {
         Coding::Identity => LIGHT_BYTES,
         Coding::Gzip | Coding::Zstd | Coding::Deflate | Coding::Brotli => LIGHT_CODED_BYTES,
     };
-    if work.body.len() <= light {
+    if work.body.len() <= SMALL_BYTES && work.coding == Coding::Identity {
         return work.run();
     }
     let internal = |error: &dyn std::fmt::Display| {
@@ -397,7 +402,14 @@ async fn run(shared: &Shared, work: Work) -> Result<Done, Refusal> {
             "the server failed to look at the body; nothing was kept",
         )
     };
-    let turn = Arc::clone(&shared.heavy).acquire_owned().await.map_err(|error| internal(&error))?;
+    let (tenant, bytes) = (&work.caller.tenant, work.body.len() as u64);
+    let turn = shared.turns.take(&tenant.id, tenant.weight(), bytes).await;
+    let turn = turn.ok_or_else(|| internal(&"there are no turns"))?;
+    if work.body.len() <= light {
+        let done = work.run();
+        drop(turn);
+        return done;
+    }
     let task = tokio::task::spawn_blocking(move || {
         let _turn = turn;
         work.run()
@@ -436,11 +448,7 @@ async fn settle(
     let kept = u64::from(batch.count);
     faults::at(Point::Decoded);
     let appended =
-        hold(shared.log.append(batch, entry), done.permit).await.map_err(|error| match error {
-            AppendError::Full { retry_after } => Refusal::shed(ShedReason::LogFull, retry_after),
-            AppendError::Storage => Refusal::shed(ShedReason::Storage, STORAGE_FOR),
-            AppendError::Draining => Refusal::shed(ShedReason::Draining, DRAINING_FOR),
-        })?;
+        hold(shared.log.append(batch, entry), done.permit).await.map_err(not_appended)?;
     faults::at(Point::BeforeAnswer);
     let outcomes = outcomes(&appended, kept, done.dead, done.rejected, done.errors);
     Ok((protocol.encode)(&Outcomes {
@@ -448,6 +456,15 @@ async fn settle(
         errors_truncated: done.errors_truncated,
         ..outcomes
     }))
+}
+
+fn not_appended(error: AppendError) -> Refusal {
+    let after = match error {
+        AppendError::Full { retry_after } | AppendError::Lane { retry_after } => retry_after,
+        AppendError::Storage => STORAGE_FOR,
+        AppendError::Draining => DRAINING_FOR,
+    };
+    Refusal::shed(error.reason(), after)
 }
 
 /// Waits with the batch's memory still taken.

@@ -28,14 +28,15 @@ use tokio::{
 use super::{
     EdgeConfig, Limits, Timeouts,
     admit::Admission,
-    budget::Budget,
     connection::{Pulse, Watched},
     judge::Judge,
     request::{self, Shared},
     tls::{Tls, TlsError},
+    turns::Turns,
 };
 use crate::{
-    books::Books, clock::Clock, metrics, shed::Pressure, tenants::Tenants, writer::Append,
+    books::Books, budget::Budget, clock::Clock, metrics, shed::Pressure, tenants::Tenants,
+    writer::Append,
 };
 
 /// What the edge is made of.
@@ -163,7 +164,7 @@ pub async fn bind(parts: EdgeParts) -> Result<Edge, EdgeError> {
         admission: Admission::new(),
         draining: AtomicBool::new(false),
         in_flight: AtomicUsize::new(0),
-        heavy: Arc::new(Semaphore::new(processors)),
+        turns: Turns::new(processors),
     });
     let inner = Arc::new(Inner {
         shared,
@@ -374,12 +375,17 @@ impl Inner {
         }
     }
 
-    /// Keeps the gauge of held bytes, for ever.
+    /// Keeps the gauge of held bytes and measures how fast they are given back, for ever.
     async fn report(&self) {
+        let budget = &self.shared.budget;
+        let (mut given_back, mut at) = (0, Instant::now());
         loop {
-            let held = i64::try_from(self.shared.budget.held()).unwrap_or(i64::MAX);
+            let held = i64::try_from(budget.held()).unwrap_or(i64::MAX);
             metrics::stage_held_bytes("edge", held);
             sleep(Duration::from_secs(1)).await;
+            let now = Instant::now();
+            given_back = budget.measure(given_back, now - at);
+            at = now;
         }
     }
 

@@ -1,6 +1,6 @@
 //! The part of a request that only computes: decode, split, judge, encode. Runs on one thread.
 
-use std::{collections::HashMap, ops::ControlFlow, sync::Arc, time::Duration};
+use std::{collections::HashMap, ops::ControlFlow, sync::Arc};
 
 use bytes::Bytes;
 use http::request::Parts;
@@ -12,7 +12,6 @@ use tidegate_event::{
 use super::{
     Limits,
     answer::{ItemError, Refusal},
-    budget::Permit,
     coding::{Coding, DecodeError, DecodeLimits},
     judge::Judge,
     problem::Problem,
@@ -20,14 +19,11 @@ use super::{
 };
 use crate::{
     books::ByReason,
+    budget::{Full, Permit, Share},
     faults::{Bug, planted},
     normalize::{Item, JudgeContext, Judged, Verdict},
-    shed::ShedReason,
     tenants::Caller,
 };
-
-/// How long a client should stay away when there is no memory for its body.
-pub(super) const EDGE_FULL_FOR: Duration = Duration::from_secs(1);
 
 /// How many kinds of (type, schema) one batch can hold.
 const KINDS_MAX: usize = 65_535;
@@ -35,8 +31,8 @@ const KINDS_MAX: usize = 65_535;
 /// Bytes that one more event type costs while its request is worked on, about.
 const KIND_BYTES: usize = 512;
 
-/// Bytes taken from the budget at once while a batch grows.
-const STEP_BYTES: u64 = 256 << 10;
+/// Bytes taken from the budget at once while a batch grows: as many as it has, within these.
+const STEP_BYTES: (u64, u64) = (4 << 10, 256 << 10);
 
 /// A body, read whole, with all that is needed to judge it.
 pub(super) struct Work {
@@ -160,25 +156,30 @@ impl Work {
         let (bytes, ratio) = (self.limits.decoded_bytes.0.min(1 << 30), self.limits.ratio);
         if self.coding == Coding::Identity {
             return if bytes < raw.len() as u64 {
-                Err(undecodable(&DecodeError::TooLarge { limit: bytes }))
+                Err(undecodable(&DecodeError::TooLarge { limit: bytes }, &self.permit))
             } else {
                 Ok(raw)
             };
         }
         let decoded = self.coding.decode(&raw, DecodeLimits { bytes, ratio }, &mut self.permit);
-        let decoded = decoded.map_err(|error| undecodable(&error))?;
+        let decoded = decoded.map_err(|error| undecodable(&error, &self.permit))?;
         drop(raw);
         self.permit.shrink_to(decoded.capacity() as u64);
         Ok(decoded.into())
     }
 }
 
-fn undecodable(error: &DecodeError) -> Refusal {
+/// There is no memory for the request now.
+pub(super) fn no_memory(full: Full, share: &Share) -> Refusal {
+    Refusal::shed(full.reason(), share.wait())
+}
+
+fn undecodable(error: &DecodeError, permit: &Permit) -> Refusal {
     let problem = match error {
         DecodeError::Corrupt { .. } => Problem::BODY_CORRUPT,
         DecodeError::TooLarge { .. } => Problem::DECODED_TOO_LARGE,
         DecodeError::Ratio { .. } => Problem::RATIO_TOO_LARGE,
-        DecodeError::Full => return Refusal::shed(ShedReason::EdgeFull, EDGE_FULL_FOR),
+        DecodeError::Full(full) => return no_memory(*full, permit.share()),
     };
     Refusal::problem(problem, error.to_string())
 }
@@ -313,17 +314,23 @@ impl Bench<'_> {
 
     /// Takes memory for what the batch has grown.
     fn pay(&mut self) -> ControlFlow<()> {
-        let kinds = self.kinds.types.len() * KIND_BYTES;
-        let owed = ((self.encoder.bytes() + kinds) as u64).saturating_sub(self.held);
+        let owed = self.bytes().saturating_sub(self.held);
         if owed == 0 {
             return ControlFlow::Continue(());
         }
-        let step = owed.max(STEP_BYTES);
-        if !self.permit.grow(step) {
-            return self.stop(Refusal::shed(ShedReason::EdgeFull, EDGE_FULL_FOR));
+        let (least, most) = STEP_BYTES;
+        let step = owed.max(self.held.clamp(least, most));
+        if let Err(full) = self.permit.grow(step) {
+            let refusal = no_memory(full, self.permit.share());
+            return self.stop(refusal);
         }
         self.held += step;
         ControlFlow::Continue(())
+    }
+
+    /// Bytes of the batch so far, about.
+    fn bytes(&self) -> u64 {
+        (self.encoder.bytes() + self.kinds.types.len() * KIND_BYTES) as u64
     }
 
     fn reject(
@@ -368,6 +375,7 @@ impl Bench<'_> {
             return Err(empty());
         }
         let kept = self.encoder.count() != 0;
+        let held = self.bytes().min(self.held);
         Ok(Finished {
             nothing: (!kept).then(|| self.rejected.nothing()),
             batch: kept.then(|| self.encoder.finish()),
@@ -376,7 +384,7 @@ impl Bench<'_> {
             rejected: self.rejected.count,
             errors: self.errors,
             errors_truncated: self.errors_truncated,
-            held: self.held,
+            held,
         })
     }
 }

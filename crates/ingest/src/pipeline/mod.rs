@@ -4,6 +4,7 @@
 //! Stop: edge (no new requests, the ones under way are answered) → writers (queue, last sync) →
 //! sinks (flush what is in the log) → books.
 
+mod division;
 pub mod redrive;
 mod run;
 
@@ -19,14 +20,16 @@ use std::{
 use serde::Serialize;
 use tokio::sync::watch;
 
+pub use division::Division;
 pub use run::{Options, StartError, run};
 
 use crate::{
     admin,
     books::{Books, Gaps, Standing, UnloggedLedger},
+    budget::Budget,
     clock::Clock,
     config::{self, Config},
-    edge::{EdgeHandle, budget::Budget},
+    edge::EdgeHandle,
     faults::{Bug, planted},
     log::LogHandle,
     metrics,
@@ -64,8 +67,10 @@ pub struct Pipeline {
     pub books: Arc<Books>,
     /// The time.
     pub clock: Arc<dyn Clock>,
-    /// Event bytes the edge holds.
+    /// The memory that requests share.
     pub budget: Arc<Budget>,
+    /// What else `budget.bytes` is for.
+    pub division: Division,
     /// Where the sinks' futures are run.
     pub runtime: tokio::runtime::Handle,
     /// When it started.
@@ -88,6 +93,28 @@ pub struct Stage {
     pub held_bytes: u64,
     /// How fast what is behind it takes them, bytes a second; 0 while nothing flows.
     pub drain_bytes_per_second: u64,
+    /// `bound_bytes` follows the drain rate, never below this,
+    pub floor_bytes: u64,
+    /// and never above this.
+    pub ceiling_bytes: u64,
+    /// How long what it holds takes at that rate; absent while nothing flows.
+    pub delay_seconds: Option<f64>,
+}
+
+impl Stage {
+    fn new(name: &'static str, bounds: (u64, u64, u64), held: u64, drain: u64) -> Self {
+        let (floor_bytes, bound_bytes, ceiling_bytes) = bounds;
+        let delay_seconds = (drain != 0).then(|| held as f64 / drain as f64);
+        Self {
+            name,
+            bound_bytes,
+            held_bytes: held,
+            drain_bytes_per_second: drain,
+            floor_bytes,
+            ceiling_bytes,
+            delay_seconds,
+        }
+    }
 }
 
 /// What a reload changed.
@@ -109,7 +136,7 @@ impl Pipeline {
         if *self.draining.borrow() {
             reasons.push("draining: shutting down".to_owned());
         }
-        if self.budget.held() >= self.budget.bound() {
+        if self.budget.is_full() {
             reasons.push("edge_full: no memory left for bodies (budget.bytes)".to_owned());
         }
         reasons.extend(self.writers.not_ready());
@@ -120,19 +147,13 @@ impl Pipeline {
     /// The bounds, in the order of the flow.
     #[must_use]
     pub fn stages(&self) -> Vec<Stage> {
+        let pool = self.budget.bound();
+        let (held, drain) = (self.budget.held(), self.budget.drain_bytes_per_second());
+        let edge = Stage::new("edge", (pool, pool, pool), held, drain);
         let writers = self.writers.stats();
-        let edge = Stage {
-            name: "edge",
-            bound_bytes: self.budget.bound(),
-            held_bytes: self.budget.held(),
-            drain_bytes_per_second: writers.drain_bytes_per_second,
-        };
-        let writer = Stage {
-            name: "writer",
-            bound_bytes: writers.bound_bytes,
-            held_bytes: writers.held_bytes,
-            drain_bytes_per_second: writers.drain_bytes_per_second,
-        };
+        let bounds = (writers.floor_bytes, writers.bound_bytes, writers.ceiling_bytes);
+        let drain = writers.drain_bytes_per_second;
+        let writer = Stage::new("writer", bounds, writers.held_bytes, drain);
         vec![edge, writer]
     }
 

@@ -14,13 +14,14 @@ use tokio::{
     sync::watch,
 };
 
-use super::Pipeline;
+use super::{Division, Pipeline};
 use crate::{
     admin,
     books::{Books, UnloggedLedger},
+    budget::Budget,
     clock::{Clock, SystemClock},
-    config::{self, Config, ConfigError},
-    edge::{self, EdgeParts, budget::Budget},
+    config::{self, Config, ConfigError, Size},
+    edge::{self, EdgeParts},
     json::ScanLimits,
     log,
     normalize::{Normalizer, SchemaStore},
@@ -185,6 +186,8 @@ struct Built {
     books: Arc<Books>,
     clock: Arc<dyn Clock>,
     unlogged: UnloggedLedger,
+    budget: Arc<Budget>,
+    division: Division,
 }
 
 impl Building {
@@ -193,6 +196,8 @@ impl Building {
         let storage: Arc<dyn Storage> = Arc::new(Disk);
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let dir = config.log.dir.clone();
+        let division = Division::of(&config);
+        division.lowered(&config).iter().for_each(|what| tracing::warn!("{what}"));
         let admin_token = admin::token_of(&config.admin).map_err(part("configuration"))?;
 
         let opened = log::open(Arc::clone(&storage), &config.log, Arc::clone(&clock))
@@ -208,12 +213,7 @@ impl Building {
         let normalizer = Normalizer::load(&config.schemas, Arc::clone(&schemas), scan)
             .map_err(parts("schemas"))?;
 
-        let tenants_dir = config.tenants_dir.clone().unwrap_or_else(|| dir.join("tenants"));
-        let mut tenants = Tenants::load(&tenants_dir, config.defaults.quota, Arc::clone(&clock))
-            .map_err(part("tenants"))?;
-        if let Some(key) = &dev_key {
-            tenants = tenants.with_dev(key);
-        }
+        let tenants = load_tenants(&config, dev_key.as_deref(), &clock)?;
 
         let books = Arc::new(Books::default());
         let log_id = opened.log_id.clone();
@@ -235,8 +235,8 @@ impl Building {
             },
         )
         .map_err(part("sinks"))?;
-        let queue_bytes = config.budget.bytes.get() / opened.partitions.len().max(1);
-        let settings = WriterSettings::new(&config.log, queue_bytes, config.budget.delay.0);
+        let budget = Budget::new(division.pool);
+        let settings = writer_settings(&config, &division, &budget, &tenants);
         let mut writers = Vec::new();
         for mut log in opened.partitions {
             leave_out_lost(&mut log, &sinks).map_err(part("log"))?;
@@ -254,13 +254,46 @@ impl Building {
             logs,
             writers: Arc::new(writers),
             sinks: Arc::new(sinks),
-            tenants: Arc::new(tenants),
+            tenants,
             normalizer: Arc::new(normalizer),
             books,
             clock,
             unlogged,
+            budget,
+            division,
         })
     }
+}
+
+fn load_tenants(
+    config: &Config,
+    dev_key: Option<&str>,
+    clock: &Arc<dyn Clock>,
+) -> Result<Arc<Tenants>, StartError> {
+    let dir = config.tenants_dir.clone().unwrap_or_else(|| config.log.dir.join("tenants"));
+    let tenants = Tenants::load(&dir, config.defaults.quota, Arc::clone(clock));
+    let tenants = tenants.map_err(part("tenants"))?;
+    Ok(Arc::new(match dev_key {
+        Some(key) => tenants.with_dev(key),
+        None => tenants,
+    }))
+}
+
+/// What the writers are told, each of them.
+fn writer_settings(
+    config: &Config,
+    division: &Division,
+    budget: &Arc<Budget>,
+    tenants: &Arc<Tenants>,
+) -> WriterSettings {
+    let each = division.pool / u64::from(config.log.partitions.max(1));
+    let queue_bytes = usize::try_from(each).unwrap_or(usize::MAX);
+    let mut settings = WriterSettings::new(&config.log, queue_bytes, config.budget.delay.0);
+    settings.budget = Some(Arc::clone(budget));
+    settings.dedup_ids = division.dedup_ids;
+    let known = Arc::clone(tenants);
+    settings.weight = Arc::new(move |tenant| known.get(tenant).map_or(1, |tenant| tenant.weight()));
+    settings
 }
 
 /// Should the log end before a sink's cursor, its disk lost what it had said was durable. Those offsets
@@ -278,9 +311,12 @@ fn leave_out_lost(log: &mut log::Log, sinks: &sink::Sinks) -> Result<(), log::Ap
 
 impl Built {
     async fn listen(self) -> Result<(Arc<Pipeline>, edge::Edge), StartError> {
-        let budget = Budget::new(self.config.budget.bytes.0);
+        let budget = self.budget;
+        let mut config = self.config.edge.clone();
+        config.limits.decoded_bytes = Size(self.division.decoded_bytes);
+        config.limits.body_bytes = Size(self.division.body_bytes);
         let edge = edge::bind(EdgeParts {
-            config: self.config.edge.clone(),
+            config,
             tenants: Arc::clone(&self.tenants),
             normalizer: Arc::<Normalizer>::clone(&self.normalizer),
             log: Arc::<Writers>::clone(&self.writers),
@@ -307,6 +343,7 @@ impl Built {
             books: self.books,
             clock: self.clock,
             budget,
+            division: self.division,
             runtime: tokio::runtime::Handle::current(),
             started: Instant::now(),
             redrives: tokio::sync::Mutex::new(()),

@@ -95,3 +95,11 @@ pub struct Tenant {
     /// Its keys; two may be live at once.
     pub keys: Vec<Key>,
 }
+
+impl Tenant {
+    /// Its part against others' where stages are shared.
+    #[must_use]
+    pub fn weight(&self) -> u64 {
+        1
+    }
+}

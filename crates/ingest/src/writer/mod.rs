@@ -24,16 +24,17 @@ use std::{
     time::Duration,
 };
 
-use tidegate_event::{EncodedBatch, EventType, OffsetRange, Partition};
+use tidegate_event::{EncodedBatch, EventType, OffsetRange, Partition, TenantId};
 use tokio::sync::oneshot;
 
 use crate::{
     books::{Books, Open},
+    budget::{Budget, Full, Permit},
     clock::Clock,
     log::{AppendFault, Codec, FrameBody, Log, LogConfig, LogHandle, ReadError},
     shed::ShedReason,
 };
-use dedup::{Dedup, Keyring};
+use dedup::{Dedup, Key, Keyring};
 use ledger::{Found, Ledger};
 use queue::{Job, Queue};
 
@@ -61,6 +62,12 @@ pub enum AppendError {
         /// When there should be room again, from the measured drain rate.
         retry_after: Duration,
     },
+    /// The tenant has as much waiting as is left for others: nothing was written. 429 `tenant_lane`.
+    #[error("the tenant's part of the log's queue is full")]
+    Lane {
+        /// When there should be room again, from the measured drain rate.
+        retry_after: Duration,
+    },
     /// The disk is full or failing. 503 `storage`.
     #[error("the log's disk is full or failing")]
     Storage,
@@ -75,6 +82,7 @@ impl AppendError {
     pub fn reason(&self) -> ShedReason {
         match self {
             Self::Full { .. } => ShedReason::LogFull,
+            Self::Lane { .. } => ShedReason::TenantLane,
             Self::Storage => ShedReason::Storage,
             Self::Draining => ShedReason::Draining,
         }
@@ -93,6 +101,15 @@ pub trait Append: Send + Sync {
         batch: EncodedBatch,
         entry: Open,
     ) -> BoxFuture<'_, Result<Appended, AppendError>>;
+
+    /// Whether a batch of about `bytes` would be taken now, asked before its body is read.
+    ///
+    /// # Errors
+    /// What the append would say.
+    fn room(&self, tenant: &TenantId, bytes: usize) -> Result<(), AppendError> {
+        let _ = (tenant, bytes);
+        Ok(())
+    }
 }
 
 /// How a writer works.
@@ -116,6 +133,10 @@ pub struct WriterSettings {
     pub dedup_ids: usize,
     /// How often the ledger and the index of ids are written, and old segments removed.
     pub housekeeping: Duration,
+    /// A tenant's part of the queue against others', at least 1.
+    pub weight: Arc<dyn Fn(&TenantId) -> u64 + Send + Sync>,
+    /// Where the memory for what is made of a batch here is taken from; `None`: it is not counted.
+    pub budget: Option<Arc<Budget>>,
     /// Called after a failed sync, when all waiters have their answer. Aborts the process unless
     /// replaced: what the disk holds is only known after a start.
     pub on_fatal: Arc<dyn Fn() + Send + Sync>,
@@ -135,6 +156,8 @@ impl WriterSettings {
             dedup_windows: config.dedup_windows.iter().map(|(t, w)| (t.clone(), w.0)).collect(),
             dedup_ids: config.dedup_ids,
             housekeeping: Duration::from_secs(1),
+            weight: Arc::new(|_| 1),
+            budget: None,
             on_fatal: Arc::new(|| std::process::abort()),
         }
     }
@@ -196,6 +219,7 @@ struct Running {
     queue: Arc<Queue>,
     log: LogHandle,
     codec: Codec,
+    budget: Option<Arc<Budget>>,
     keyring: Option<Keyring>,
     dedup: Arc<Mutex<DedupStatus>>,
     ledger: Arc<Mutex<Ledger>>,
@@ -240,7 +264,7 @@ pub fn start(
     let (dedup, keyring) = opened.map_err(StartError::Ids)?;
     let status = dedup.status();
     let queue = Arc::new(Queue::new(settings.clone()));
-    let codec = settings.codec;
+    let (codec, budget) = (settings.codec, settings.budget.clone());
     let name = format!("writer-{}", handle.partition());
     let ledger = Arc::new(Mutex::new(ledger));
     let counting = Arc::clone(&ledger);
@@ -258,7 +282,8 @@ pub fn start(
         writer.run();
     });
     let thread = Mutex::new(Some(thread.map_err(StartError::Thread)?));
-    let running = Running { queue, log: handle, codec, keyring, dedup: status, ledger, thread };
+    let running =
+        Running { queue, log: handle, codec, budget, keyring, dedup: status, ledger, thread };
     Ok(WriterHandle(Arc::new(running)))
 }
 
@@ -330,7 +355,7 @@ impl WriterHandle {
         batch: EncodedBatch,
         entry: Open,
     ) -> Result<oneshot::Receiver<Result<Appended, AppendError>>, AppendError> {
-        if let Err(error) = self.0.queue.check(batch.body.len()) {
+        if let Err(error) = self.0.queue.check(&batch.tenant, batch.body.len()) {
             entry.shed(error.reason());
             return Err(error);
         }
@@ -345,13 +370,39 @@ impl WriterHandle {
                 return Err(AppendError::Storage);
             }
         };
+        let extra = match self.0.extra(&batch, &frame, &keys) {
+            Ok(extra) => extra,
+            Err(error) => {
+                entry.shed(error.reason());
+                return Err(error);
+            }
+        };
         let (reply, answer) = oneshot::channel();
-        self.0.queue.push(Job { batch, frame, keys, entry, reply })?;
+        self.0.queue.push(Job { batch, frame, keys, entry, reply, extra })?;
         Ok(answer)
     }
 }
 
 impl Running {
+    /// Memory for what was made of `batch` here: its compressed frame and the keys of its ids.
+    fn extra(
+        &self,
+        batch: &EncodedBatch,
+        frame: &FrameBody,
+        keys: &[Key],
+    ) -> Result<Option<Permit>, AppendError> {
+        let Some(budget) = &self.budget else { return Ok(None) };
+        let compressed = if self.codec == Codec::None { 0 } else { frame.stored_bytes() };
+        let bytes = (compressed + size_of_val(keys)) as u64;
+        let share = budget.share(&batch.tenant, 1);
+        let retry_after = share.wait();
+        let full = |full| match full {
+            Full::Share => AppendError::Lane { retry_after },
+            Full::Pool => AppendError::Full { retry_after },
+        };
+        (bytes != 0).then(|| share.try_take(bytes)).transpose().map_err(full)
+    }
+
     fn close(&self) {
         self.queue.close();
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -383,6 +434,10 @@ impl Append for WriterHandle {
                 Err(error) => Err(error),
             }
         })
+    }
+
+    fn room(&self, tenant: &TenantId, bytes: usize) -> Result<(), AppendError> {
+        self.0.queue.check(tenant, bytes)
     }
 }
 
@@ -438,6 +493,8 @@ impl Writers {
                 bound_bytes: sum.bound_bytes + one.bound_bytes,
                 held_bytes: sum.held_bytes + one.held_bytes,
                 drain_bytes_per_second: sum.drain_bytes_per_second + one.drain_bytes_per_second,
+                floor_bytes: sum.floor_bytes + one.floor_bytes,
+                ceiling_bytes: sum.ceiling_bytes + one.ceiling_bytes,
             }
         })
     }
@@ -449,19 +506,30 @@ impl Writers {
     }
 }
 
+impl Writers {
+    /// The writer of a tenant's partition.
+    fn of(&self, tenant: &TenantId) -> Option<&WriterHandle> {
+        let hash = crc32c::crc32c(tenant.as_str().as_bytes()) as usize;
+        self.0.get(hash % self.0.len().max(1))
+    }
+}
+
 impl Append for Writers {
     fn append(
         &self,
         batch: EncodedBatch,
         entry: Open,
     ) -> BoxFuture<'_, Result<Appended, AppendError>> {
-        let hash = crc32c::crc32c(batch.tenant.as_str().as_bytes()) as usize;
-        match self.0.get(hash % self.0.len().max(1)) {
+        match self.of(&batch.tenant) {
             Some(writer) => writer.append(batch, entry),
             None => {
                 entry.shed(AppendError::Storage.reason());
                 Box::pin(std::future::ready(Err(AppendError::Storage)))
             }
         }
+    }
+
+    fn room(&self, tenant: &TenantId, bytes: usize) -> Result<(), AppendError> {
+        self.of(tenant).map_or(Err(AppendError::Storage), |writer| writer.room(tenant, bytes))
     }
 }

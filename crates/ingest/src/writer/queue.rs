@@ -1,7 +1,6 @@
-//! The hop into the log: a queue bounded in bytes, and what is measured of the thread behind it.
+//! The hop into the log: a fair queue bounded in bytes, and what is measured of the thread behind it.
 
 use std::{
-    collections::VecDeque,
     sync::{
         Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -9,12 +8,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tidegate_event::EncodedBatch;
+use tidegate_event::{EncodedBatch, TenantId};
 use tokio::sync::oneshot;
 
 use super::{AppendError, Appended, WriterSettings, dedup::Key};
 use crate::{
     books::Open,
+    budget::Permit,
+    fair::Fair,
     faults::{Bug, planted},
     log::FrameBody,
 };
@@ -31,13 +32,15 @@ pub(super) struct Job {
     pub keys: Vec<Key>,
     pub entry: Open,
     pub reply: oneshot::Sender<Result<Appended, AppendError>>,
+    /// Memory beyond the batch itself, which is its request's.
+    pub extra: Option<Permit>,
 }
 
 impl Job {
     /// Bytes of memory it holds, near enough.
     pub fn bytes(&self) -> usize {
-        let compressed = self.frame.stored_bytes().min(self.batch.body.len());
-        self.batch.body.len() + compressed + self.keys.len() * size_of::<Key>()
+        let extra = self.extra.as_ref().map_or(0, Permit::bytes);
+        self.batch.body.len() + usize::try_from(extra).unwrap_or(usize::MAX)
     }
 
     /// Settles the entry as shed and answers.
@@ -50,7 +53,7 @@ impl Job {
 
 #[derive(Default)]
 struct State {
-    jobs: VecDeque<Job>,
+    jobs: Fair<TenantId, Job>,
     /// Bytes of the jobs that wait and of those being appended.
     held: usize,
     closed: bool,
@@ -65,6 +68,10 @@ pub struct WriterStats {
     pub held_bytes: u64,
     /// Bytes it can append a second, measured while it is busy; 0 before the first.
     pub drain_bytes_per_second: u64,
+    /// The bound is never below this,
+    pub floor_bytes: u64,
+    /// and never above this.
+    pub ceiling_bytes: u64,
 }
 
 pub(super) struct Queue {
@@ -100,27 +107,29 @@ impl Queue {
     }
 
     /// Whether a batch of `bytes` would be taken now, so that no work is done for one that would not.
-    pub fn check(&self, bytes: usize) -> Result<(), AppendError> {
-        self.room(&self.state(), bytes)
+    pub fn check(&self, tenant: &TenantId, bytes: usize) -> Result<(), AppendError> {
+        self.room(&self.state(), tenant, bytes)
     }
 
     /// Takes a job, or settles it as shed.
     pub fn push(&self, job: Job) -> Result<(), AppendError> {
         let bytes = job.bytes();
         let mut state = self.state();
-        if let Err(error) = self.room(&state, bytes) {
+        if let Err(error) = self.room(&state, &job.batch.tenant, bytes) {
             drop(state);
             job.entry.shed(error.reason());
             return Err(error);
         }
         state.held += bytes;
-        state.jobs.push_back(job);
+        let tenant = job.batch.tenant.clone();
+        let weight = (self.settings.weight)(&tenant);
+        state.jobs.push(&tenant, weight, bytes as u64, job);
         drop(state);
         self.filled.notify_one();
         Ok(())
     }
 
-    fn room(&self, state: &State, bytes: usize) -> Result<(), AppendError> {
+    fn room(&self, state: &State, tenant: &TenantId, bytes: usize) -> Result<(), AppendError> {
         if self.failed.load(Ordering::Acquire) {
             return Err(AppendError::Storage);
         }
@@ -130,12 +139,20 @@ impl Queue {
         if self.backlogged.load(Ordering::Relaxed) {
             return Err(AppendError::Full { retry_after: BACKLOG_RETRY });
         }
-        // What is larger than the bound passes alone: it is in memory already.
-        if planted(Bug::QueueByCount) && state.jobs.len() < 10_000 {
+        if planted(Bug::QueueByCount) {
             return Ok(());
         }
-        if state.held > 0 && state.held.saturating_add(bytes) > self.bound() {
+        // What is larger than the bound passes alone: it is in memory already.
+        let bound = self.bound();
+        if state.held > 0 && state.held.saturating_add(bytes) > bound {
             return Err(AppendError::Full { retry_after: self.retry_after(state.held) });
+        }
+        // As in the pool of memory: a tenant may have as much waiting as is left free.
+        let own = usize::try_from(state.jobs.bytes_of(tenant)).unwrap_or(usize::MAX);
+        let weight = usize::try_from((self.settings.weight)(tenant)).unwrap_or(1);
+        let free = bound.saturating_sub(state.held).saturating_mul(weight);
+        if own > 0 && own.saturating_add(bytes) > free {
+            return Err(AppendError::Lane { retry_after: self.retry_after(own) });
         }
         Ok(())
     }
@@ -143,13 +160,17 @@ impl Queue {
     /// What is drained within the delay budget (Little's law), within the configured bound; at least
     /// two groups, so that one fills while the other is synced.
     fn bound(&self) -> usize {
-        let most = self.settings.queue_bytes;
         let drain = self.drain.load(Ordering::Relaxed) as f64;
         if drain == 0.0 {
-            return most;
+            return self.settings.queue_bytes;
         }
         let within = (drain * self.settings.delay.as_secs_f64()) as usize;
-        within.clamp(most.min(2 * self.settings.group_bytes), most)
+        within.clamp(self.floor(), self.settings.queue_bytes)
+    }
+
+    /// Two groups: one fills while the other is synced.
+    fn floor(&self) -> usize {
+        self.settings.queue_bytes.min(2 * self.settings.group_bytes)
     }
 
     fn retry_after(&self, held: usize) -> Duration {
@@ -175,7 +196,7 @@ impl Queue {
             state = woken.unwrap_or_else(PoisonError::into_inner).0;
         }
         let (mut group, mut bytes) = (Vec::new(), 0);
-        while let Some(job) = state.jobs.pop_front_if(|job| {
+        while let Some(job) = state.jobs.pop_if(|job| {
             bytes == 0 || bytes + job.frame.stored_bytes() <= self.settings.group_bytes
         }) {
             bytes += job.frame.stored_bytes();
@@ -215,12 +236,12 @@ impl Queue {
     /// Takes nothing more, for ever, and refuses what waits.
     pub fn fail(&self) {
         self.failed.store(true, Ordering::Release);
-        let jobs = {
+        let mut jobs = {
             let mut state = self.state();
             state.held = 0;
             std::mem::take(&mut state.jobs)
         };
-        jobs.into_iter().for_each(|job| job.refuse(AppendError::Storage));
+        jobs.drain().for_each(|job| job.refuse(AppendError::Storage));
     }
 
     pub fn stats(&self) -> WriterStats {
@@ -228,6 +249,8 @@ impl Queue {
             bound_bytes: self.bound() as u64,
             held_bytes: self.state().held as u64,
             drain_bytes_per_second: self.drain.load(Ordering::Relaxed),
+            floor_bytes: self.floor() as u64,
+            ceiling_bytes: self.settings.queue_bytes as u64,
         }
     }
 }

@@ -346,7 +346,7 @@ async fn a_full_queue_refuses_at_once_and_what_was_taken_is_kept_by_close() {
     for answer in waiting {
         match answer.await {
             Ok(_) => taken += 1,
-            Err(AppendError::Full { retry_after }) => {
+            Err(AppendError::Full { retry_after } | AppendError::Lane { retry_after }) => {
                 assert!(retry_after > Duration::ZERO);
                 full += 1;
             }

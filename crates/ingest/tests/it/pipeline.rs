@@ -328,31 +328,36 @@ fn a_body_for_which_no_memory_is_left_is_refused() {
     let dir = tempdir().unwrap();
     let config = "[edge.limits]\nbody_bytes = \"1MiB\"\ndecoded_bytes = \"1MiB\"\nevent_bytes = \"1MiB\"\n[budget]\nbytes = \"2MiB\"\n";
     let server = Server::configured(dir.path(), config);
-    let added = server.admin_post("/api/v1/tenants", &json!({"tenant": "acme"})).json();
-    let key = added["key"].as_str().unwrap();
-    let head = format!(
-        "POST /v1/events HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\ncontent-type: application/json\r\ncontent-length: 1048576\r\n\r\n{{"
-    );
-    let hold = || {
+    let key = |tenant: &str| {
+        let added = server.admin_post("/api/v1/tenants", &json!({"tenant": tenant})).json();
+        added["key"].as_str().unwrap().to_owned()
+    };
+    let (first, second, third) = (key("first"), key("second"), key("third"));
+    // All but the last byte of a body of 600 KB: what came is held, in steps of 4 KiB.
+    let hold = |key: &str| {
+        let head = format!(
+            "POST /v1/events HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\ncontent-type: application/json\r\ncontent-length: 600001\r\n\r\n"
+        );
         let mut stream = std::net::TcpStream::connect(server.public).unwrap();
         stream.write_all(head.as_bytes()).unwrap();
+        stream.write_all(&[b' '; 600_000]).unwrap();
         stream
     };
-    let held = [hold(), hold()];
-    wait_for("two bodies to hold all there is", || {
+    let held = [hold(&first), hold(&second)];
+    wait_for("two bodies to be held", || {
         let status = server.admin_get("/api/v1/status").json();
-        status["stages"][0]["held_bytes"] == status["stages"][0]["bound_bytes"]
+        1_200_000 <= status["stages"][0]["held_bytes"].as_u64().unwrap()
     });
-    assert_eq!(server.admin_get("/readyz").status, 503);
+    let large = [b' '; 600_000];
+    let send = |key: &str, body: &[u8]| server.post("/v1/events", key, "application/json", body);
+    // Nobody gets so much now; and who has a body under way gets no second while so little is left.
+    let refused = send(&third, &large);
+    assert_eq!((refused.status, &refused.json()["code"]), (503, &json!("edge_full")));
+    let refused = send(&first, &large[..100_000]);
+    assert_eq!((refused.status, &refused.json()["code"]), (429, &json!("tenant_lane")));
+    // Others are not concerned.
     let body = b"{\"event_type\":\"a\"}";
-    let refused = server.post("/v1/events", key, "application/json", body);
-    assert_eq!(
-        (refused.status, &refused.json()["code"]),
-        (503, &json!("edge_full")),
-        "{refused:?}"
-    );
+    assert_eq!(send(&third, body).status, 200);
     drop(held);
-    wait_for("room again", || {
-        server.post("/v1/events", key, "application/json", body).status == 200
-    });
+    wait_for("room again", || send(&first, body).status == 200);
 }

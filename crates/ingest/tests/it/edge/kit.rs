@@ -11,10 +11,10 @@ use tidegate_event::{
 };
 use tidegate_ingest::{
     books::{Books, Open, Outcome},
+    budget::Budget,
     clock::SystemClock,
     edge::{
         EdgeConfig, EdgeHandle, EdgeParts, bind,
-        budget::Budget,
         judge::{Judge, JudgeSession},
     },
     json::ScanLimits,
