@@ -207,7 +207,8 @@ async fn respond(
     let (protocol, coding) = match gate(shared, &parts, &caller, &candidates, declared, exchange) {
         Ok(passed) => passed,
         Err(refusal) => {
-            exchange.unread = !is_passed_over(body, declared);
+            let again = matches!(refusal.kind, Kind::Shed(..));
+            exchange.unread = !(again && is_passed_over(body, declared));
             return Err(refusal);
         }
     };
@@ -239,8 +240,8 @@ async fn respond(
     settle(shared, (unread, received_at), protocol, done, exchange).await
 }
 
-/// Bodies up to this size are passed over where they are there already, so that a refusal does not cost the
-/// client its connection, and the server the next one's beginning.
+/// Bodies up to this size are passed over where they are there already, so that a refusal for now does not
+/// cost the client its connection, and the server the next one's beginning.
 const PASSED_OVER_BYTES: u64 = 16 << 10;
 
 /// Takes what is left of a small body off the connection without waiting; true where nothing is left.
