@@ -74,7 +74,8 @@ macro_rules! each_row {
 each_row! {
     a_tenant_over_its_events_is_told: "quota_events",
     a_tenant_over_its_bytes_is_told: "quota_bytes",
-    a_tenant_whose_lane_is_full_is_told_and_no_other: "tenant_lane",
+    a_tenant_whose_lane_is_full_is_told_and_no_other: "tenant_lane: the sink",
+    a_tenant_that_holds_the_memory_is_told_and_no_other: "tenant_lane: the memory",
     a_body_without_memory_is_told: "edge_full",
     a_full_queue_is_told: "log_full: the queue",
     a_full_backlog_is_told: "log_full: the backlog",
