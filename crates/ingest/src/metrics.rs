@@ -101,6 +101,10 @@ counter! {
 gauge! {
     #[doc = "Event bytes held, by stage."]
     stage_held_bytes(stage) = "tidegate_stage_held_bytes";
+    #[doc = "How many event bytes a stage may hold."]
+    stage_bound_bytes(stage) = "tidegate_stage_bound_bytes";
+    #[doc = "Bytes a second that pass a stage, measured."]
+    stage_drain_bytes(stage) = "tidegate_stage_drain_bytes_per_second";
     #[doc = "Clients' ids remembered."]
     dedup_ids(partition) = "tidegate_dedup_remembered_ids";
     #[doc = "By how much ids are remembered for less than their window: must be 0."]
@@ -119,6 +123,18 @@ gauge! {
     log_quarantine_stretches(partition, state) = "tidegate_log_quarantined_stretches";
     #[doc = "Accepted events a sink has not made visible yet."]
     sink_lag_events(sink) = "tidegate_sink_lag_events";
+    #[doc = "Bytes a sink has yet to write: the log behind its cursors, and of lanes held back."]
+    sink_backlog_bytes(sink) = "tidegate_sink_backlog_bytes";
+    #[doc = "The bound of a sink's backlog, as fast as it drains now."]
+    sink_backlog_bound_bytes(sink) = "tidegate_sink_backlog_bound_bytes";
+    #[doc = "Bytes of log kept for the sake of a sink's held lanes alone."]
+    sink_pinned_bytes(sink) = "tidegate_sink_pinned_bytes";
+    #[doc = "Bytes of log a second that a sink drains while it writes; 0: it never was behind."]
+    sink_drain_bytes(sink) = "tidegate_sink_drain_bytes_per_second";
+    #[doc = "Memory that a sink's windows may take."]
+    sink_memory_bytes(sink) = "tidegate_sink_memory_bytes";
+    #[doc = "Bytes of windows that a sink holds in memory."]
+    sink_held_bytes(sink) = "tidegate_sink_held_bytes";
     #[doc = "Lanes held back, by sink."]
     sink_held_lanes(sink) = "tidegate_sink_held_lanes";
 }

@@ -27,8 +27,12 @@ pub(super) async fn metrics(
 /// Gauges are set when somebody asks.
 fn publish(pipeline: &Pipeline) {
     for stage in pipeline.stages() {
-        metrics::stage_held_bytes(stage.name, i64::try_from(stage.held_bytes).unwrap_or(i64::MAX));
+        let signed = |n| i64::try_from(n).unwrap_or(i64::MAX);
+        metrics::stage_held_bytes(stage.name, signed(stage.held_bytes));
+        metrics::stage_bound_bytes(stage.name, signed(stage.bound_bytes));
+        metrics::stage_drain_bytes(stage.name, signed(stage.drain_bytes_per_second));
     }
+    pipeline.sinks.publish();
     pipeline.books_standing();
     for log in &pipeline.logs {
         let (label, totals) = (log.partition().to_string(), log.quarantine_totals());

@@ -43,11 +43,14 @@ pub struct BudgetConfig {
     pub bytes: Size,
     /// How long a request may wait in a hop's queue.
     pub delay: Span,
+    /// How long a sink that blocks may take for its backlog: its bound is what it drains in this
+    /// time, 1 GiB at least, `log.backlog_bytes` at most.
+    pub sink_delay: Span,
 }
 
 impl Default for BudgetConfig {
     fn default() -> Self {
-        Self { bytes: Size::mib(384), delay: Span::seconds(2) }
+        Self { bytes: Size::mib(384), delay: Span::seconds(2), sink_delay: Span::seconds(3_600) }
     }
 }
 

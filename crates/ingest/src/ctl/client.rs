@@ -2,6 +2,7 @@
 
 use std::{
     fmt, io,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     pin::Pin,
     sync::Arc,
@@ -20,7 +21,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject as _};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream, lookup_host},
 };
 use url::Url;
 
@@ -41,6 +42,7 @@ pub struct Target {
     authority: String,
     tls: Option<(tokio_rustls::TlsConnector, ServerName<'static>)>,
     http2: bool,
+    from: Option<IpAddr>,
 }
 
 impl fmt::Debug for Target {
@@ -137,7 +139,14 @@ impl Target {
         } else {
             None
         };
-        Ok(Self { url: parsed, host, port, authority, tls, http2 })
+        Ok(Self { url: parsed, host, port, authority, tls, http2, from: None })
+    }
+
+    /// The same, with connections that come from `address` of this machine.
+    #[must_use]
+    pub fn from(mut self, address: IpAddr) -> Self {
+        self.from = Some(address);
+        self
     }
 
     /// The address, for messages.
@@ -188,8 +197,25 @@ impl Target {
         }
     }
 
+    /// A connection without TLS, and without a word on it yet.
+    ///
+    /// # Errors
+    /// Those of the operating system.
+    pub async fn tcp(&self) -> io::Result<TcpStream> {
+        let place = (self.host.as_str(), self.port);
+        let Some(from) = self.from else { return TcpStream::connect(place).await };
+        let fits = |to: &SocketAddr| to.is_ipv4() == from.is_ipv4();
+        let none = || io::Error::new(io::ErrorKind::AddrNotAvailable, "of another address family");
+        let to = lookup_host(place).await?.find(fits).ok_or_else(none)?;
+        let socket = if from.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        // Ports of connections that have just ended may be taken again: there are only some 28,000.
+        socket.set_reuseaddr(true)?;
+        socket.bind(SocketAddr::new(from, 0))?;
+        socket.connect(to).await
+    }
+
     async fn stream(&self) -> io::Result<Stream> {
-        let tcp = TcpStream::connect((self.host.as_str(), self.port)).await?;
+        let tcp = self.tcp().await?;
         tcp.set_nodelay(true)?;
         match &self.tls {
             None => Ok(Stream::Plain(tcp)),

@@ -11,12 +11,14 @@ use std::{
     time::Duration,
 };
 
+use tidegate_event::TenantId;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::Notify,
     time::{Instant, Sleep, sleep},
 };
 
-use super::{Timeouts, bare};
+use super::{Timeouts, bare, crowd::Place};
 
 /// How long, and for how many bytes, a closed connection is read on, so that a client that is still
 /// sending gets to read its answer instead of a reset. Many clients send a body whole before they
@@ -37,6 +39,10 @@ pub(super) struct Pulse {
     stalled_since: AtomicU64,
     http2: AtomicBool,
     known: AtomicBool,
+    /// Requests whose body is being read.
+    receiving: AtomicU32,
+    closing: AtomicBool,
+    close: Notify,
 }
 
 /// Why a connection was closed.
@@ -57,6 +63,9 @@ impl Pulse {
             stalled_since: AtomicU64::new(0),
             http2: AtomicBool::new(http2),
             known: AtomicBool::new(false),
+            receiving: AtomicU32::new(0),
+            closing: AtomicBool::new(false),
+            close: Notify::new(),
         })
     }
 
@@ -72,10 +81,43 @@ impl Pulse {
     }
 
     /// A request's head is whole; the guard goes when it is answered.
-    pub(super) fn request(self: &Arc<Self>) -> Busy {
+    pub(super) fn request(self: &Arc<Self>, place: Arc<Place>) -> Busy {
         self.requests.fetch_add(1, Ordering::Relaxed);
         self.head_since.store(0, Ordering::Relaxed);
-        Busy(Arc::clone(self))
+        Busy { pulse: Arc::clone(self), place }
+    }
+
+    /// TLS said so.
+    pub(super) fn is_http2(&self) {
+        self.http2.store(true, Ordering::Relaxed);
+    }
+
+    /// True where it has no request, and was not told to end.
+    pub(super) fn is_idle(&self) -> bool {
+        self.requests.load(Ordering::Relaxed) == 0 && !self.is_closing()
+    }
+
+    /// True where all its requests are bodies that still come, and it was not told to end.
+    pub(super) fn is_receiving(&self) -> bool {
+        let receiving = self.receiving.load(Ordering::Relaxed);
+        receiving == self.requests.load(Ordering::Relaxed) && !self.is_closing()
+    }
+
+    /// Tells the connection to end now.
+    pub(super) fn close(&self) {
+        self.closing.store(true, Ordering::Relaxed);
+        self.close.notify_one();
+    }
+
+    pub(super) fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Relaxed)
+    }
+
+    /// Returns once it was told to end.
+    pub(super) async fn closed(&self) {
+        while !self.is_closing() {
+            self.close.notified().await;
+        }
     }
 
     /// What it has waited for too long, if anything.
@@ -101,20 +143,40 @@ impl Pulse {
 }
 
 /// A request in progress.
-pub(super) struct Busy(Arc<Pulse>);
+pub(super) struct Busy {
+    pulse: Arc<Pulse>,
+    place: Arc<Place>,
+}
 
 impl Busy {
-    /// The request came with a live key.
-    pub(super) fn is_known(&self) {
-        self.0.known.store(true, Ordering::Relaxed);
+    /// The request came with a live key of `tenant`'s.
+    pub(super) fn is_known(&self, tenant: &TenantId) {
+        self.pulse.known.store(true, Ordering::Relaxed);
+        self.place.belongs_to(tenant);
+    }
+
+    /// Its body is being read, until the guard goes: until then nothing of it is kept, and it may be
+    /// cut off.
+    pub(super) fn receiving(&self) -> Receiving {
+        self.pulse.receiving.fetch_add(1, Ordering::Relaxed);
+        Receiving(Arc::clone(&self.pulse))
+    }
+}
+
+/// A body that is being read.
+pub(super) struct Receiving(Arc<Pulse>);
+
+impl Drop for Receiving {
+    fn drop(&mut self) {
+        self.0.receiving.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        let now = self.0.now();
-        self.0.idle_since.store(now, Ordering::Relaxed);
-        self.0.requests.fetch_sub(1, Ordering::Relaxed);
+        let now = self.pulse.now();
+        self.pulse.idle_since.store(now, Ordering::Relaxed);
+        self.pulse.requests.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -279,6 +341,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
     use super::*;
+    use crate::edge::crowd::Crowd;
 
     /// How much of 100 KiB is read from a client that is still sending when its connection is ended.
     async fn read_at_the_end(known: bool) -> usize {
@@ -286,7 +349,9 @@ mod tests {
         client.write_all(&[b'x'; 100 << 10]).await.unwrap();
         let pulse = Pulse::new(false);
         if known {
-            pulse.request().is_known();
+            let crowd = Arc::new(Crowd::default());
+            let place = Arc::new(crowd.enter([192, 0, 2, 1].into(), &pulse));
+            pulse.request(place).is_known(&TenantId::new("acme").unwrap());
         }
         let mut watched = Watched::new(server, pulse);
         watched.shutdown().await.unwrap();

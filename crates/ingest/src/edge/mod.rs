@@ -6,6 +6,7 @@ mod bare;
 mod body;
 mod coding;
 mod connection;
+mod crowd;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -85,7 +86,7 @@ pub struct Limits {
     pub depth: usize,
     /// Fields of one event, at all depths together (rejected).
     pub fields: usize,
-    /// Connections at once; more wait to be accepted.
+    /// Connections at once; at the bound whoever holds most gives one back.
     pub connections: usize,
 }
 

@@ -201,7 +201,7 @@ async fn respond(
         }
         known => known?,
     };
-    exchange.busy.is_known();
+    exchange.busy.is_known(&caller.tenant.id);
     // From here on no way out, not even a client that hangs up, leaves nothing in the books.
     let mut unread = shared.books.unread(&caller.tenant.id, declared);
     let (protocol, coding) = match gate(shared, &parts, &caller, &candidates, declared, exchange) {
@@ -214,7 +214,9 @@ async fn respond(
     };
 
     let share = shared.budget.share(&caller.tenant.id, caller.tenant.weight());
+    let receiving = exchange.busy.receiving();
     let read = body::read(body, shared.read_limits(), &share).await;
+    drop(receiving);
     let (bytes, permit) = read.map_err(|error| unreadable(&error, &share))?;
     exchange.unread = false;
     faults::at(Point::BodyRead);

@@ -22,20 +22,26 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpSocket, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, watch},
-    time::{Instant, sleep, timeout, timeout_at},
+    time::{Instant, sleep, sleep_until, timeout, timeout_at},
 };
 
 use super::{
     EdgeConfig, Limits, Timeouts,
     admit::Admission,
     connection::{Pulse, Watched},
+    crowd::{Crowd, Place},
     judge::Judge,
     request::{self, Shared},
     tls::{Tls, TlsError},
     turns::Turns,
 };
 use crate::{
-    books::Books, budget::Budget, clock::Clock, metrics, shed::Pressure, tenants::Tenants,
+    books::Books,
+    budget::{Budget, Permit},
+    clock::Clock,
+    metrics,
+    shed::Pressure,
+    tenants::Tenants,
     writer::Append,
 };
 
@@ -93,10 +99,12 @@ pub struct EdgeStats {
     pub connections: usize,
     /// Requests that are being answered.
     pub requests: usize,
-    /// Bytes that bodies may hold.
+    /// Bytes that connections and requests may hold.
     pub bound_bytes: u64,
     /// Bytes that they hold.
     pub held_bytes: u64,
+    /// Those of them that connections hold, whatever they do.
+    pub connection_bytes: u64,
     /// True once [`EdgeHandle::drain`] was called.
     pub draining: bool,
 }
@@ -120,7 +128,12 @@ struct Inner {
     slots: Arc<Semaphore>,
     slots_max: u32,
     connections: AtomicUsize,
+    crowd: Arc<Crowd>,
 }
+
+/// Memory of one connection that has seen a request: the HTTP library's buffers and our task; with TLS.
+const CONNECTION_BYTES: u64 = 32 << 10;
+const TLS_CONNECTION_BYTES: u64 = 64 << 10;
 
 /// HTTP/2: requests of one connection at once.
 const STREAMS_MAX: u32 = 64;
@@ -130,6 +143,9 @@ const CONNECTION_WINDOW_BYTES: u32 = 512 << 10;
 
 /// HTTP/1.1: what one connection may hold read ahead.
 const READ_BUFFER_BYTES: usize = 64 << 10;
+
+/// How long a connection that has to make room may take to end by itself.
+const LAST_WORDS: Duration = Duration::from_millis(250);
 
 /// While draining, how long clients are told so at least before connections are closed.
 const NOTICE: Duration = Duration::from_millis(500);
@@ -174,6 +190,7 @@ pub async fn bind(parts: EdgeParts) -> Result<Edge, EdgeError> {
         slots: Arc::new(Semaphore::new(slots_max)),
         slots_max: u32::try_from(slots_max).unwrap_or(u32::MAX),
         connections: AtomicUsize::new(0),
+        crowd: Arc::default(),
     });
     Ok(Edge { listener, address, inner })
 }
@@ -254,8 +271,10 @@ impl EdgeHandle {
     #[must_use]
     pub fn stats(&self) -> EdgeStats {
         let shared = &self.0.shared;
+        let connections = self.0.connections.load(Ordering::Relaxed);
         EdgeStats {
-            connections: self.0.connections.load(Ordering::Relaxed),
+            connections,
+            connection_bytes: connections as u64 * self.0.connection_bytes(),
             requests: shared.in_flight.load(Ordering::Relaxed),
             bound_bytes: shared.budget.bound(),
             held_bytes: shared.budget.held(),
@@ -297,58 +316,90 @@ impl Edge {
 /// Accepts for ever: whatever goes wrong, it goes on.
 async fn accept(listener: &TcpListener, inner: &Arc<Inner>) {
     loop {
-        let Ok(slot) = Arc::clone(&inner.slots).acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, peer)) => {
+                let room = inner.room().await;
                 let inner = Arc::clone(inner);
-                tokio::spawn(async move { inner.connection(stream, peer, slot).await });
+                tokio::spawn(async move { inner.connection(stream, peer, room).await });
             }
             Err(error) => {
-                drop(slot);
                 tracing::warn!(%error, "a connection could not be accepted");
-                // Out of descriptors or memory: the next try would fail at once.
+                // Out of descriptors or memory: an idle connection has some.
+                inner.crowd.make_room();
                 sleep(Duration::from_millis(50)).await;
             }
         }
     }
 }
 
+/// What a connection holds besides its socket.
+struct Room {
+    _slot: OwnedSemaphorePermit,
+    _memory: Permit,
+}
+
 impl Inner {
-    async fn connection(&self, stream: TcpStream, peer: SocketAddr, slot: OwnedSemaphorePermit) {
-        let _slot = slot;
+    fn connection_bytes(&self) -> u64 {
+        if self.tls.is_some() { TLS_CONNECTION_BYTES } else { CONNECTION_BYTES }
+    }
+
+    /// Room for one more connection: there soon is, unless every other one is being worked on.
+    async fn room(&self) -> Room {
+        loop {
+            let slot = Arc::clone(&self.slots).try_acquire_owned();
+            let memory = self.shared.budget.unshared().try_take(self.connection_bytes());
+            if let (Ok(slot), Ok(memory)) = (slot, memory) {
+                return Room { _slot: slot, _memory: memory };
+            }
+            self.crowd.make_room();
+            sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    async fn connection(&self, stream: TcpStream, peer: SocketAddr, room: Room) {
+        let _room = room;
         self.connections.fetch_add(1, Ordering::Relaxed);
         let _left = Left(&self.connections);
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%peer, %error, "connection lost");
             return;
         }
+        let pulse = Pulse::new(false);
+        let place = Arc::new(self.crowd.enter(peer.ip(), &pulse));
         let Some(tls) = &self.tls else {
-            self.serve(stream, peer, Pulse::new(false)).await;
+            self.serve(stream, peer, pulse, place).await;
             return;
         };
-        let handshake = tls.acceptor().accept(stream);
-        match timeout(self.shared.timeouts.handshake.0, handshake).await {
+        let handshake = timeout(self.shared.timeouts.handshake.0, tls.acceptor().accept(stream));
+        let shaken = tokio::select! {
+            shaken = handshake => shaken,
+            () = pulse.closed() => return,
+        };
+        match shaken {
             Ok(Ok(stream)) => {
-                let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-                self.serve(stream, peer, Pulse::new(http2)).await;
+                if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
+                    pulse.is_http2();
+                }
+                self.serve(stream, peer, pulse, place).await;
             }
             Ok(Err(error)) => tracing::debug!(%peer, %error, "TLS handshake failed"),
             Err(_) => tracing::debug!(%peer, "TLS handshake too slow"),
         }
     }
 
-    async fn serve<S>(&self, stream: S, peer: SocketAddr, pulse: Arc<Pulse>)
+    async fn serve<S>(&self, stream: S, peer: SocketAddr, pulse: Arc<Pulse>, place: Arc<Place>)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let io = TokioIo::new(Watched::new(stream, Arc::clone(&pulse)));
         let service = service_fn(|request| {
-            let (shared, busy) = (Arc::clone(&self.shared), pulse.request());
+            let shared = Arc::clone(&self.shared);
+            let busy = pulse.request(Arc::clone(&place));
             async move { Ok::<_, Infallible>(request::serve(shared, request, busy).await) }
         });
         let mut connection = pin!(self.http.serve_connection(io, service));
         let mut phase = self.phase.subscribe();
-        let mut closing = false;
+        let (mut closing, mut given_up) = (false, None);
         let look_every = look_every(&self.shared.timeouts);
         loop {
             tokio::select! {
@@ -364,6 +415,15 @@ impl Inner {
                     }
                     closing = true;
                     connection.as_mut().graceful_shutdown();
+                }
+                // An answer that is being written still goes out.
+                () = pulse.closed(), if given_up.is_none() => {
+                    tracing::debug!(%peer, "connection closed, to make room for others");
+                    given_up = Some(Instant::now() + LAST_WORDS);
+                    connection.as_mut().graceful_shutdown();
+                }
+                () = sleep_until(given_up.unwrap_or_else(Instant::now)), if given_up.is_some() => {
+                    return;
                 }
                 () = sleep(look_every) => {
                     if let Some(overdue) = pulse.overdue(&self.shared.timeouts) {

@@ -231,6 +231,8 @@ impl Building {
                 clock: Arc::clone(&clock),
                 data_dir: dir,
                 backlog_bytes: config.log.backlog_bytes.0,
+                sink_delay: config.budget.sink_delay.0,
+                memory_bytes: division.sinks,
                 runtime,
             },
         )

@@ -6,45 +6,55 @@ use tidegate_event::{Offset, OffsetRange};
 
 use super::{
     Policy,
+    desk::{BACKOFF_FIRST, Desk, End},
     rows::{Lane, Lanes},
     source::{SourceEntry, SourceError},
     state::State,
     status::Written,
-    worker::{End, Worker},
+    worker::Worker,
 };
 use crate::metrics;
 
 impl Worker {
-    /// True where the sink holds back more than its bound and is to skip.
-    pub(super) fn must_expire(&self) -> bool {
-        let lowest = self.shared.board().state.lowest();
-        self.shared.policy == Policy::Expire
-            && self.shared.bound_bytes < self.shared.log.bytes_since(lowest)
-    }
-
     /// Skips the oldest events until the backlog is three quarters of its bound.
     pub(super) fn expire_if_full(&mut self) -> Result<(), End> {
-        if !self.must_expire() {
+        let desk = &self.desk;
+        if !desk.must_expire() {
             return Ok(());
         }
-        let state = self.shared.board().state.clone();
-        match self.find_expired(&state) {
-            Ok((to, rows, lost)) => {
-                let Some(range) = OffsetRange::new(state.lowest(), to) else { return Ok(()) };
-                let events: u64 = rows.values().sum();
-                let sink = &self.shared.name;
-                tracing::error!(sink, %range, events, "the backlog reached its bound: skipped");
-                metrics::sink_expired_rows(sink, events);
-                self.commit(|state| skip(state, to, &rows, lost))?;
-                let cursor = self.shared.board().state.cursor;
-                self.gatherer.restart(cursor);
-                Ok(())
-            }
-            Err(SourceError::Gone { .. }) => Ok(()),
-            Err(SourceError::Read { cause }) => {
-                self.wait(&cause, std::time::Duration::from_secs(1))
-            }
+        let mut unreadable = None;
+        // Found and skipped in one: no lane's thread settles meanwhile what is skipped here.
+        let skipped = desk.commit_if(|state| {
+            let (to, rows, lost) = match desk.find_expired(state) {
+                Ok(found) => found,
+                Err(SourceError::Gone { .. }) => return Ok(false),
+                Err(SourceError::Read { cause }) => {
+                    unreadable = Some(cause);
+                    return Ok(false);
+                }
+            };
+            let Some(range) = OffsetRange::new(state.lowest(), to) else { return Ok(false) };
+            let events: u64 = rows.values().sum();
+            let sink = &desk.shared.name;
+            tracing::error!(sink, %range, events, "the backlog reached its bound: skipped");
+            metrics::sink_expired_rows(sink, events);
+            skip(state, to, &rows, lost);
+            Ok(true)
+        })?;
+        if skipped {
+            let cursor = desk.board().state.cursor;
+            self.gatherer.restart(cursor);
         }
+        unreadable.map_or(Ok(()), |cause| desk.wait(&cause, BACKOFF_FIRST))
+    }
+}
+
+impl Desk {
+    /// True where the sink holds back more than its bound and is to skip.
+    pub(super) fn must_expire(&self) -> bool {
+        let lowest = self.board().state.lowest();
+        self.shared.policy == Policy::Expire
+            && self.shared.bound_bytes < self.shared.log.bytes_since(lowest)
     }
 
     /// Up to where to skip, the rows of each lane that lie before it, and what the log had lost.

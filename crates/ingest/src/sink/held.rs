@@ -1,24 +1,22 @@
 //! A lane that waits alone: its pending window first, then windows of its own, then it rejoins.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tidegate_event::{BatchView, Offset};
 
 use super::{
+    desk::{Desk, End, LaneOutcome, Onlooker},
     rows::{Lane, Lanes, Row},
     source::{SourceEntry, SourceError, SourceFrame},
     state::Held,
     status::Written,
-    window::{Window, reread},
-    worker::{End, LaneOutcome, Retry, Worker, lane_intent},
+    window::{Window, lane_intent, reread},
 };
 use crate::metrics;
 
-const BACKOFF_FIRST: Duration = Duration::from_secs(1);
-const BACKOFF_MAX: Duration = Duration::from_secs(30);
-/// Log read for one step at most, as a multiple of a window's bytes: the other lanes wait meanwhile.
-const SCAN_WINDOWS: u64 = 4;
+/// Log read for one step at most, as a multiple of a window's bytes: other lanes wait meanwhile.
+const SCAN_WINDOWS: u64 = 16;
 
 /// True where `frame` holds events of the lane.
 fn concerns(frame: &SourceFrame, lane: &Lane) -> bool {
@@ -28,59 +26,53 @@ fn concerns(frame: &SourceFrame, lane: &Lane) -> bool {
     })
 }
 
-impl Worker {
-    /// Tries the held lane that is due first; false when none is due.
-    pub(super) fn step_held(&mut self) -> Result<bool, End> {
-        let Some(held) = self.due() else { return Ok(false) };
+/// Nobody looks on, and nobody waits for an outage's end: the lane is put off.
+struct Alone;
+
+impl Onlooker for Alone {
+    fn begins(&self) {}
+    fn ends(&self) -> bool {
+        false
+    }
+    fn lost(&self, _: Duration) {}
+}
+
+impl Desk {
+    /// Tries a held lane once.
+    pub fn step(&self, held: &Held) -> Result<(), End> {
         let step = match &held.intent {
             Some(intent) => {
-                let range = intent.window;
-                reread(&*self.shared.log, range, |frame| concerns(frame, &held.lane))
+                reread(&*self.shared.log, intent.window, |frame| concerns(frame, &held.lane))
             }
-            None => self.cut_for(&held),
+            None => self.cut_for(held),
         };
         match step {
-            Ok(window) => self.write_held(&held, &window)?,
-            Err(SourceError::Gone { earliest }) => self.pass_gone_held(&held, earliest)?,
-            Err(SourceError::Read { cause }) => self.put_off(&held.lane, cause),
+            Ok(window) => self.write_held(held, &window),
+            Err(SourceError::Gone { earliest }) => self.pass_gone_held(held, earliest),
+            Err(SourceError::Read { cause }) => {
+                self.put_off(&held.lane, cause);
+                Ok(())
+            }
         }
-        Ok(true)
     }
 
-    fn due(&self) -> Option<Held> {
-        let board = self.shared.board();
-        let now = Instant::now();
-        let at = |held: &Held| board.retries.get(&held.lane).map_or(now, |retry| retry.at);
-        let first = board.state.held.iter().min_by_key(|held| at(held))?;
-        (at(first) <= now).then(|| first.clone())
-    }
-
-    fn put_off(&self, lane: &Lane, error: String) {
-        let mut board = self.shared.board();
-        let before = board.retries.get(lane).map(|retry| retry.delay);
-        let delay =
-            before.map_or(BACKOFF_FIRST, |delay| (delay * 2).clamp(BACKOFF_FIRST, BACKOFF_MAX));
-        board.retries.insert(lane.clone(), Retry { at: Instant::now() + delay, delay, error });
-    }
-
-    /// The lane's next window, up to the sink's cursor.
+    /// The lane's next window, up to where it may be written.
     fn cut_for(&self, held: &Held) -> Result<Window, SourceError> {
-        let end = self.shared.board().state.cursor;
+        let end = self.board().limit();
+        let bytes = self.cut.bytes.min(self.shared.memory.lane_cut());
         let mut window = Window::new(held.cursor);
         let mut reader = self.shared.log.read_from(held.cursor)?;
         let mut scanned = 0;
         while window.to < end
-            && window.bytes < self.cut.bytes
+            && window.bytes < bytes
             && window.rows < self.cut.rows
-            && scanned < self.cut.bytes.saturating_mul(SCAN_WINDOWS)
+            && scanned < bytes.saturating_mul(SCAN_WINDOWS)
         {
             match reader.next()? {
                 Some(SourceEntry::Frame(frame)) => {
                     scanned += frame.body.len() as u64;
                     if concerns(&frame, &held.lane) {
-                        // A copy, so that a small frame does not keep the reader's whole buffer.
-                        let body = Bytes::copy_from_slice(&frame.body);
-                        window.add(SourceEntry::Frame(SourceFrame { body, ..frame }));
+                        window.add(SourceEntry::Frame(own(frame)));
                     } else {
                         window.to = frame.end();
                     }
@@ -92,12 +84,13 @@ impl Worker {
         Ok(window)
     }
 
-    fn write_held(&mut self, held: &Held, window: &Window) -> Result<(), End> {
+    fn write_held(&self, held: &Held, window: &Window) -> Result<(), End> {
         let (lane, from) = (&held.lane, window.from);
         let mut lanes =
             Lanes::sort(&window.frames, |other, offset| other == lane && from <= offset);
         let rows = lanes.rows.remove(lane).unwrap_or_default();
-        let promised = lane_intent(&lanes.heads, &rows, window);
+        let promised = lane_intent(&lanes.heads, &rows, from, window.to);
+        let (count, bytes) = (rows.len() as u64, rows.iter().map(Row::bytes).sum());
         match &held.intent {
             Some(intent) if Some(intent) != promised.as_ref() => {
                 return Err(End::Fault(format!(
@@ -107,23 +100,56 @@ impl Worker {
                 )));
             }
             Some(_) => {}
-            None if rows.is_empty() => return self.advance(lane, window.to, &[], 0, 0),
+            None if rows.is_empty() => return self.advance(held, window.to, |_| {}, 0, 0),
             None => {
                 let oldest = rows.first().map_or(held.oldest, |r| r.received_at(&lanes.heads).0);
-                self.commit(|state| {
-                    if let Some(held) = state.held.iter_mut().find(|h| h.lane == *lane) {
-                        (held.intent, held.oldest) = (promised, oldest);
-                    }
-                })?;
+                let promise = |held: &mut Held| {
+                    (held.intent, held.oldest) = (promised, oldest);
+                    // It may reach into the window that is being written, which nobody counted yet.
+                    held.pending_rows = held.pending_rows.max(count);
+                    held.pending_bytes = held.pending_bytes.max(bytes);
+                };
+                if !self.promise(held, promise)? {
+                    return Ok(());
+                }
             }
         }
-        let (count, bytes) = (rows.len() as u64, rows.iter().map(Row::bytes).sum());
-        match self.write_lane(lane, &lanes.heads, &rows)? {
-            LaneOutcome::Done { stored, quarantined } => {
+        let outcome = self.write_rows(lane, &lanes.heads, &rows, &Alone)?;
+        self.settle_alone(held, window.to, count, bytes, outcome)
+    }
+
+    /// Makes a lane's intent durable; false where somebody moved the lane meanwhile.
+    fn promise(&self, held: &Held, promise: impl FnOnce(&mut Held)) -> Result<bool, End> {
+        self.commit_if(|state| {
+            let found = state.held.iter_mut().find(|other| other.lane == held.lane);
+            let Some(found) = found.filter(|found| found.cursor == held.cursor) else {
+                return Ok(false);
+            };
+            promise(found);
+            Ok(true)
+        })
+    }
+
+    /// What became of a lane that was written beside the main loop.
+    pub fn settle_alone(
+        &self,
+        held: &Held,
+        to: Offset,
+        rows: u64,
+        bytes: u64,
+        outcome: LaneOutcome,
+    ) -> Result<(), End> {
+        let lane = &held.lane;
+        match outcome {
+            LaneOutcome::Done { stored, quarantined, took } => {
                 metrics::sink_rows(&self.shared.name, stored);
                 metrics::sink_quarantined_rows(&self.shared.name, quarantined);
-                let counts = [(Written::Stored, stored), (Written::Quarantined, quarantined)];
-                self.advance(lane, window.to, &counts, count, bytes)
+                self.judge(lane, bytes, took, true);
+                let count = |state: &mut super::state::State| {
+                    state.count(lane, Written::Stored, stored);
+                    state.count(lane, Written::Quarantined, quarantined);
+                };
+                self.advance(held, to, count, rows, bytes)
             }
             LaneOutcome::Held(error) => {
                 self.put_off(lane, error);
@@ -136,39 +162,15 @@ impl Worker {
         }
     }
 
-    /// Moves the lane's cursor; at the sink's own it is held no longer.
-    fn advance(
-        &mut self,
-        lane: &Lane,
-        to: Offset,
-        counts: &[(Written, u64)],
-        rows: u64,
-        bytes: u64,
-    ) -> Result<(), End> {
-        self.commit(|state| {
-            for (written, rows) in counts {
-                state.count(lane, *written, *rows);
-            }
-            let cursor = state.cursor;
-            if let Some(held) = state.held.iter_mut().find(|held| held.lane == *lane) {
-                (held.cursor, held.intent) = (to, None);
-                held.pending_rows = held.pending_rows.saturating_sub(rows);
-                held.pending_bytes = held.pending_bytes.saturating_sub(bytes);
-            }
-            state.held.retain(|held| held.lane != *lane || held.cursor < cursor);
-        })?;
-        let mut board = self.shared.board();
-        board.retries.remove(lane);
-        if board.state.held(lane).is_none() {
-            tracing::info!(sink = self.shared.name, %lane, "the lane has caught up");
-        }
-        Ok(())
-    }
-
-    fn pass_gone_held(&mut self, held: &Held, earliest: Offset) -> Result<(), End> {
+    fn pass_gone_held(&self, held: &Held, earliest: Offset) -> Result<(), End> {
         let (sink, lane) = (&self.shared.name, &held.lane);
         tracing::error!(sink, %lane, to = earliest.0, "retention removed a held lane's events");
-        let to = earliest.min(self.shared.board().state.cursor);
-        self.advance(lane, to, &[], 0, 0)
+        let to = earliest.min(self.board().state.cursor);
+        self.advance(held, to, |_| {}, 0, 0)
     }
+}
+
+/// A copy, so that a small frame does not keep the reader's whole buffer.
+pub(super) fn own(frame: SourceFrame) -> SourceFrame {
+    SourceFrame { body: Bytes::copy_from_slice(&frame.body), ..frame }
 }

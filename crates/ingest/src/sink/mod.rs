@@ -6,7 +6,10 @@
 //! | `rows` | the frames of a window, sorted into lanes |
 //! | `state` | the cursor file: cursor, intent, held lanes, counts |
 //! | `runner` | starts, drains and asks the workers: what the rest of the program sees |
-//! | `worker` | read, cut, intent, write, cursor: once, for all sinks; `window` cuts, `held` lets a lane catch up, `expire` skips |
+//! | `worker` | read, cut, intent, write, cursor: once, for all sinks; `window` cuts, `expire` skips |
+//! | `crew`, `delivery`, `held` | its threads: a window's writer; lanes that wait alone, and catch up |
+//! | `desk` | what these threads share: board, state file, how rows are written |
+//! | `pace`, `memory`, `pressure` | which lane is slow; how large a window may be; what is shed |
 //! | `blackhole` | the shortest sink, meant to be copied (docs/add-a-sink.md) |
 //! | `lake` | Parquet and JSONL files in a folder or an object store |
 //!
@@ -26,10 +29,16 @@ use crate::{
 };
 
 mod blackhole;
+mod crew;
+mod delivery;
+mod desk;
 mod expire;
 mod held;
 pub mod lake;
+mod memory;
+mod pace;
 mod poison;
+mod pressure;
 mod quarantine;
 pub mod rows;
 pub mod runner;
@@ -90,7 +99,9 @@ pub struct SinkContext {
 #[error("{0}")]
 pub struct SinkConfigError(pub String);
 
-/// A destination. Called from one thread per partition, blocking.
+/// A destination. Called from several threads per partition, blocking; never twice at once for one
+/// lane of one partition. Every call must come back: a write that never does keeps its thread, and
+/// its lane waits until the server is started again.
 pub trait Sink: Send + Sync {
     /// Writes all rows of one lane of one window, durably and visibly, under names (or tokens) that
     /// follow from the rows alone: the same rows are written again after a fault or a crash, and

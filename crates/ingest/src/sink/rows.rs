@@ -71,6 +71,12 @@ impl<'a> Row<'a> {
         self.head(heads).map_or(Offset(0), |head| head.base.plus(self.position.into()))
     }
 
+    /// The first offset of its batch.
+    #[must_use]
+    pub fn base(&self, heads: &[Head<'_>]) -> Offset {
+        self.head(heads).map_or(Offset(0), |head| head.base)
+    }
+
     /// When the edge had it.
     #[must_use]
     pub fn received_at(&self, heads: &[Head<'_>]) -> ReceivedAt {

@@ -1,36 +1,35 @@
 //! Starts the sinks' workers, drains them, and answers for them.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::HashSet,
     path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use tidegate_event::{EventType, Offset, Partition, TenantId};
+use tidegate_event::{EventType, Offset, Partition};
 use tokio::{runtime::Handle, sync::watch};
 
 use super::{
-    Policy, Sink, SinkConfig, SinkContext, SinkKind,
+    Sink, SinkConfig, SinkContext, SinkKind,
+    crew::Crew,
+    desk::{Board, Desk, Shared},
     lake::{self, Schemas},
+    memory::Memory,
+    pressure::{Bound, PressureCache, Running},
     quarantine::Quarantine,
     rows::{Lane, Lanes},
     source::{LogSource, SourceEntry, SourceError},
     state::{State, StateFault},
-    status::{Counts, HeldLane, PartitionStatus, SinkState, SinkStatus},
+    status::Counts,
     window::{Cut, Gatherer},
-    worker::{Board, Shared, Worker},
+    worker::Worker,
 };
-use crate::{
-    clock::Clock,
-    metrics,
-    shed::{Pressure, ShedReason},
-    storage::Storage,
-};
+use crate::{clock::Clock, config::Size, storage::Storage};
 
 /// What the sinks stand on.
 #[derive(Clone)]
@@ -47,6 +46,10 @@ pub struct SinkParts {
     pub data_dir: PathBuf,
     /// `log.backlog_bytes`: the bound of each sink's backlog, over all partitions.
     pub backlog_bytes: u64,
+    /// `budget.sink_delay`: a sink that blocks may be behind by what it drains in this time.
+    pub sink_delay: Duration,
+    /// What all sinks and partitions together may hold of events in memory.
+    pub memory_bytes: u64,
     /// Where the sinks' futures are run.
     pub runtime: Handle,
 }
@@ -86,30 +89,11 @@ pub enum SinkStartError {
 
 /// The running sinks.
 pub struct Sinks {
-    sinks: Vec<Running>,
+    pub(super) sinks: Vec<Running>,
     threads: Mutex<Vec<JoinHandle<()>>>,
-    pressure: Mutex<PressureCache>,
-    clock: Arc<dyn Clock>,
+    pub(super) pressure: Mutex<PressureCache>,
+    pub(super) clock: Arc<dyn Clock>,
 }
-
-struct Running {
-    config: SinkConfig,
-    lane_bytes: u64,
-    bound_bytes: u64,
-    partitions: Vec<Arc<Shared>>,
-}
-
-/// What sheds, asked again at most every [`PRESSURE_AGE`].
-#[derive(Default)]
-struct PressureCache {
-    at: Option<Instant>,
-    log_full: bool,
-    lanes: HashMap<TenantId, Duration>,
-}
-
-const PRESSURE_AGE: Duration = Duration::from_millis(100);
-/// When to come again while a sink that blocks holds the whole log.
-const LOG_FULL_RETRY: Duration = Duration::from_secs(5);
 
 /// Opens every sink of the configuration and starts it where its cursor stands.
 ///
@@ -141,6 +125,7 @@ pub fn start_with(
     parts: &SinkParts,
 ) -> Result<Sinks, SinkStartError> {
     check_apart(opened.iter().map(|(config, _)| config), parts)?;
+    let share = share(&opened, parts)?;
     let mut sinks = Vec::new();
     let mut workers = Vec::new();
     for (config, sink) in opened {
@@ -154,12 +139,13 @@ pub fn start_with(
         let quarantine = Arc::new(Quarantine::new(Arc::clone(&parts.storage), path));
         let mut partitions = Vec::new();
         for log in &parts.logs {
-            let worker = worker(&config, &sink, log, parts, &quarantine)?;
-            partitions.push(Arc::clone(&worker.shared));
+            let worker = worker(&config, &sink, log, parts, (&quarantine, share))?;
+            partitions.push(Arc::clone(&worker.desk.shared));
             workers.push(worker);
         }
         let lane_bytes = lane_bytes(&config, parts.backlog_bytes)?;
-        sinks.push(Running { config, lane_bytes, bound_bytes: parts.backlog_bytes, partitions });
+        let bound = Bound::new(parts.backlog_bytes, parts.sink_delay);
+        sinks.push(Running { config, lane_bytes, bound, partitions });
     }
     let sinks = Sinks {
         sinks,
@@ -168,8 +154,9 @@ pub fn start_with(
         clock: Arc::clone(&parts.clock),
     };
     for worker in workers {
-        let (sink, path) = (worker.shared.name.clone(), worker.path.clone());
-        let name = format!("sink-{sink}-{}", worker.shared.log.partition());
+        let desk = &worker.desk;
+        let (sink, path) = (desk.shared.name.clone(), desk.path.clone());
+        let name = format!("sink-{sink}-{}", desk.shared.log.partition());
         let thread = std::thread::Builder::new().name(name).spawn(move || worker.run());
         let thread = thread.map_err(|source| SinkStartError::Io { sink, path, source })?;
         sinks.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
@@ -223,7 +210,7 @@ fn worker(
     sink: &Arc<dyn Sink>,
     log: &Arc<dyn LogSource>,
     parts: &SinkParts,
-    quarantine: &Arc<Quarantine>,
+    (quarantine, share): (&Arc<Quarantine>, u64),
 ) -> Result<Worker, SinkStartError> {
     // Held before the state is read, so that retention cannot pass in between.
     let mut hold = log.hold(&format!("sink {}", config.name));
@@ -240,22 +227,21 @@ fn worker(
     hold.advance(state.lowest());
     let cut = Cut::new(&config.flush, sink.flush_age());
     let gatherer = Gatherer::new(Arc::clone(log), cut, state.cursor);
-    // Each partition has its share of the bound.
-    let share = parts.backlog_bytes / (parts.logs.len().max(1) as u64);
-    let board = Board { state, phase: SinkState::Running, oldest: None, retries: HashMap::new() };
     let shared = Arc::new(Shared {
         name: config.name.clone(),
         policy: config.policy,
         filter: config.filter.clone(),
         log: Arc::clone(log),
-        bound_bytes: share,
-        board: Mutex::new(board),
+        // Each partition has its share of the bound.
+        bound_bytes: parts.backlog_bytes / (parts.logs.len().max(1) as u64),
+        memory: Memory::new(share),
+        board: Mutex::new(Board::new(state)),
         hold: Mutex::new(hold),
         flush: AtomicBool::new(false),
         quit: AtomicBool::new(false),
         done: watch::Sender::new(false),
     });
-    Ok(Worker {
+    let desk = Arc::new(Desk {
         shared,
         sink: Arc::clone(sink),
         storage: Arc::clone(&parts.storage),
@@ -263,18 +249,36 @@ fn worker(
         path,
         quarantine: Arc::clone(quarantine),
         cut,
-        gatherer,
-    })
+        pace: Mutex::default(),
+        committing: Mutex::default(),
+        failed: Mutex::default(),
+    });
+    Ok(Worker { crew: Crew::new(Arc::clone(&desk)), desk, gatherer })
+}
+
+/// What each sink may hold of each partition in memory.
+fn share(opened: &[(SinkConfig, Arc<dyn Sink>)], parts: &SinkParts) -> Result<u64, SinkStartError> {
+    let workers = (opened.len() * parts.logs.len()).max(1) as u64;
+    let (share, least) = (parts.memory_bytes / workers, Memory::share_min());
+    match opened.first() {
+        Some((config, _)) if share < least => Err(SinkStartError::Config {
+            sink: config.name.clone(),
+            cause: format!(
+                "the sinks' part of budget.bytes is {} for {workers} windows ({} sinks, {} \
+                 partitions), and each takes {} at least: raise budget.bytes so that the part is {}, \
+                 or have fewer sinks or log.partitions",
+                Size(parts.memory_bytes),
+                opened.len(),
+                parts.logs.len(),
+                Size(least),
+                Size(least * workers),
+            ),
+        }),
+        _ => Ok(share),
+    }
 }
 
 impl Sinks {
-    /// How every sink does.
-    #[must_use]
-    pub fn status(&self) -> Vec<SinkStatus> {
-        let now = self.clock.now();
-        self.sinks.iter().map(|sink| sink.status(now)).collect()
-    }
-
     /// Writes all that the log holds now, whatever its age, then ends the sinks' threads; after
     /// `deadline` they end with what they have, and go on from there at the next start.
     pub async fn drain(&self, deadline: Duration) {
@@ -309,19 +313,6 @@ impl Sinks {
         }
     }
 
-    /// Why events are refused for their sake, one sentence each.
-    #[must_use]
-    pub fn blocking(&self) -> Vec<String> {
-        let full = |sink: &&Running| {
-            sink.config.policy == Policy::Block && sink.bound_bytes <= sink.backlog_bytes()
-        };
-        let text = |sink: &Running| {
-            let name = &sink.config.name;
-            format!("log_full: sink {name} is behind by all of log.backlog_bytes")
-        };
-        self.sinks.iter().filter(full).map(text).collect()
-    }
-
     /// Each sink's cursor in each partition.
     #[must_use]
     pub fn cursors(&self) -> Vec<(String, Partition, Offset)> {
@@ -347,7 +338,7 @@ impl Sinks {
         Ok(all)
     }
 
-    fn shared(&self) -> impl Iterator<Item = &Arc<Shared>> {
+    pub(super) fn shared(&self) -> impl Iterator<Item = &Arc<Shared>> {
         self.sinks.iter().flat_map(|sink| &sink.partitions)
     }
 }
@@ -402,101 +393,4 @@ fn count(shared: &Shared, counts: &mut Counts) -> Result<(), SourceError> {
     }
     counts.up_to.insert(shared.log.partition(), at.max(state.cursor));
     Ok(())
-}
-
-impl Running {
-    fn status(&self, now: tidegate_event::ReceivedAt) -> SinkStatus {
-        let mut status = SinkStatus {
-            name: self.config.name.clone(),
-            kind: self.config.kind.clone(),
-            policy: self.config.policy,
-            partitions: Vec::new(),
-            lag_events: 0,
-            backlog_bytes: 0,
-            bound_bytes: self.bound_bytes,
-            freshness_seconds: 0.0,
-            held: Vec::new(),
-        };
-        let mut oldest: Option<i64> = None;
-        for shared in &self.partitions {
-            let board = shared.board();
-            let (state, latest) = (&board.state, shared.log.latest());
-            let pending: u64 = state.held.iter().map(|held| held.pending_rows).sum();
-            status.lag_events += latest.since(state.cursor) + pending;
-            status.backlog_bytes += shared.log.bytes_since(state.lowest());
-            let ages = state.held.iter().map(|held| held.oldest).chain(board.oldest.map(|at| at.0));
-            oldest = ages.chain(oldest).min();
-            let held = state.held.iter().map(|held| HeldLane {
-                partition: state.partition,
-                lane: held.lane.clone(),
-                cursor: held.cursor,
-                pending_events: held.pending_rows,
-                pending_bytes: held.pending_bytes,
-                error: board.retries.get(&held.lane).map_or_else(String::new, |r| r.error.clone()),
-                retry_in: board.retries.get(&held.lane).map_or(Duration::ZERO, |retry| {
-                    retry.at.saturating_duration_since(Instant::now())
-                }),
-            });
-            status.held.extend(held);
-            status.partitions.push(PartitionStatus {
-                partition: state.partition,
-                cursor: state.cursor,
-                lowest: state.lowest(),
-                latest,
-                state: board.phase.clone(),
-            });
-        }
-        let age = oldest.map_or(0, |oldest| now.0.saturating_sub(oldest).max(0));
-        status.freshness_seconds = age as f64 / 1e6;
-        metrics::sink_lag_events(
-            &status.name,
-            i64::try_from(status.lag_events).unwrap_or(i64::MAX),
-        );
-        status
-    }
-
-    /// What this sink sheds: it blocks, and its backlog or a tenant's lanes are over their bound.
-    /// Bytes of log it still needs.
-    fn backlog_bytes(&self) -> u64 {
-        let needs = |shared: &Arc<Shared>| shared.log.bytes_since(shared.board().state.lowest());
-        self.partitions.iter().map(needs).sum()
-    }
-
-    fn press(&self, into: &mut PressureCache) {
-        if self.config.policy != Policy::Block {
-            return;
-        }
-        let mut lanes = BTreeMap::<TenantId, (u64, Duration)>::new();
-        for shared in &self.partitions {
-            let board = shared.board();
-            for held in &board.state.held {
-                let retry = board.retries.get(&held.lane).map_or(Duration::ZERO, |retry| {
-                    retry.at.saturating_duration_since(Instant::now())
-                });
-                let lane = lanes.entry(held.lane.tenant.clone()).or_default();
-                *lane = (lane.0 + held.pending_bytes, lane.1.max(retry));
-            }
-        }
-        into.log_full |= self.bound_bytes <= self.backlog_bytes();
-        let full = lanes.into_iter().filter(|(_, (bytes, _))| self.lane_bytes <= *bytes);
-        into.lanes.extend(full.map(|(tenant, (_, retry))| (tenant, retry)));
-    }
-}
-
-impl Pressure for Sinks {
-    fn ready(&self) -> bool {
-        self.blocking().is_empty()
-    }
-
-    fn shed(&self, tenant: &TenantId) -> Option<(ShedReason, Duration)> {
-        let mut cache = self.pressure.lock().unwrap_or_else(PoisonError::into_inner);
-        if cache.at.is_none_or(|at| PRESSURE_AGE <= at.elapsed()) {
-            *cache = PressureCache { at: Some(Instant::now()), ..PressureCache::default() };
-            self.sinks.iter().for_each(|sink| sink.press(&mut cache));
-        }
-        if let Some(retry) = cache.lanes.get(tenant) {
-            return Some((ShedReason::TenantLane, (*retry).max(Duration::from_secs(1))));
-        }
-        cache.log_full.then_some((ShedReason::LogFull, LOG_FULL_RETRY))
-    }
 }

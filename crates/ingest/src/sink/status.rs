@@ -137,10 +137,24 @@ pub struct SinkStatus {
     pub partitions: Vec<PartitionStatus>,
     /// Events in the log it has not made visible: behind its cursors, and in lanes held back.
     pub lag_events: u64,
-    /// Bytes of log it still needs.
+    /// Bytes it has to write: the log behind its cursors, and of lanes held back.
     pub backlog_bytes: u64,
-    /// The bound of `backlog_bytes`.
+    /// The bound of `backlog_bytes`, as fast as it is now.
     pub bound_bytes: u64,
+    /// The least that bound can be.
+    pub floor_bytes: u64,
+    /// The most that bound can be: `log.backlog_bytes`.
+    pub ceiling_bytes: u64,
+    /// Bytes of log that are kept for the sake of held lanes alone.
+    pub pinned_bytes: u64,
+    /// Bytes of log a second while it writes; 0: it never was behind.
+    pub drain_bytes_per_second: u64,
+    /// How long the backlog takes at that speed; `None` where that is not known.
+    pub delay_seconds: Option<f64>,
+    /// Memory its windows may take.
+    pub memory_bytes: u64,
+    /// Bytes of windows it holds now.
+    pub held_bytes: u64,
     /// Age in seconds of the oldest accepted event not visible yet; 0 when there is none.
     pub freshness_seconds: f64,
     /// The lanes that wait alone.

@@ -1,6 +1,7 @@
 //! Gathers frames until a window is cut: by bytes, rows or age.
 
 use std::{
+    collections::BTreeSet,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -9,7 +10,8 @@ use tidegate_event::{Offset, OffsetRange, ReceivedAt};
 
 use super::{
     Flush,
-    rows::RowsHash,
+    held::own,
+    rows::{Head, Row, RowsHash},
     source::{LogSource, SourceEntry, SourceError, SourceFrame, SourceReader},
     state::Intent,
 };
@@ -99,13 +101,33 @@ impl Window {
 
 /// The hashes of the schemas that the events of `frames` were judged by.
 fn schemas(frames: &[SourceFrame]) -> Vec<String> {
-    let mut found = std::collections::BTreeSet::new();
+    let mut found = BTreeSet::new();
     for frame in frames {
         if let Ok(view) = tidegate_event::BatchView::parse(&frame.body) {
             found.extend(view.types.iter().map(|kind| kind.schema.hash));
         }
     }
     found.into_iter().filter(|hash| *hash != [0; 16]).map(hex::encode).collect()
+}
+
+/// What is promised of one lane's rows in a window.
+pub fn lane_intent(
+    heads: &[Head<'_>],
+    rows: &[Row<'_>],
+    from: Offset,
+    to: Offset,
+) -> Option<Intent> {
+    let mut hash = RowsHash::default();
+    rows.iter().for_each(|row| hash.row(row, heads));
+    let (count, hash) = hash.finish();
+    let schemas: BTreeSet<_> =
+        rows.iter().map(|row| row.schema(heads).hash).filter(|hash| *hash != [0; 16]).collect();
+    Some(Intent {
+        window: OffsetRange::new(from, to)?,
+        rows: count,
+        hash,
+        schemas: schemas.into_iter().map(hex::encode).collect(),
+    })
 }
 
 /// What gathering led to.
@@ -136,6 +158,18 @@ impl Gatherer {
     /// Forgets what was gathered and begins again at `from`.
     pub fn restart(&mut self, from: Offset) {
         (self.reader, self.window, self.ahead) = (None, Window::new(from), None);
+    }
+
+    /// Windows of this many bytes from now on, where that is less than the configured bound.
+    pub fn set_bytes(&mut self, bytes: u64, configured: u64) {
+        self.cut.bytes = bytes.min(configured);
+    }
+
+    /// True where a bound other than age would cut a window of this size.
+    pub fn is_full(&self, window: &Window) -> bool {
+        // The frame that no longer fitted was at most as large as the window before it.
+        self.cut.bytes <= window.bytes.saturating_mul(2)
+            || self.cut.rows <= window.rows.saturating_mul(2)
     }
 
     /// What is gathered so far.
@@ -231,6 +265,8 @@ pub fn reread(
     while window.to < range.to() {
         match reader.next()? {
             Some(SourceEntry::Frame(frame)) if !keep(&frame) => window.to = frame.end(),
+            // Where few are kept, one must not keep the reader's whole buffer.
+            Some(SourceEntry::Frame(frame)) => window.add(SourceEntry::Frame(own(frame))),
             Some(entry) => window.add(entry),
             None => {
                 let end = window.to;

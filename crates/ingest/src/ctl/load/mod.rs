@@ -11,7 +11,7 @@ use std::{
 
 use clap::Args;
 use http::HeaderValue;
-use tokio::{sync::Semaphore, task::JoinSet};
+use tokio::sync::Semaphore;
 
 use super::{
     Context,
@@ -22,17 +22,20 @@ use super::{
 };
 use crate::config::{Size, Span};
 
+mod engine;
 mod pace;
 mod payload;
 mod protocol;
 mod report;
+mod scenario;
 mod stats;
 mod worker;
 
+use engine::Running;
 use payload::{Shape, Template};
 use protocol::Protocol;
-use stats::{Run, Stats};
-use worker::{Body, Plan, lock};
+use stats::Run;
+use worker::{Body, Plan, Refused, lock};
 
 /// Distinct bodies; enough that nothing on the way can know them all by heart.
 const BODIES: u64 = 64;
@@ -51,12 +54,18 @@ counted and opened again until the run is over. Ctrl-C ends it early with the re
 
 Exit status 1 if no event was accepted.
 
+With --scenario it is a test bench: it starts a server of its own in a temporary folder, puts it
+under the load that the scenario names, prints what came of it, and asserts it: exit status 1 if a
+figure is not what it has to be. --duration is then how long the attack lasts.
+
 Examples:
   ingestctl load --duration 30s                             as much as 8 connections can
   ingestctl load --rate 50000 --duration 1m                 50,000 events/s, 500 a request
   ingestctl load --rate 4000 --batch 1 --event-bytes 4096   single events of 4 KiB
   ingestctl load --events 1000000 --journal acked.ndjson && ingestctl audit --journal acked.ndjson
-  ingestctl load --key acme=tgk_… --key umbrella=tgk_…      two tenants in turn")]
+  ingestctl load --key acme=tgk_… --key umbrella=tgk_…      two tenants in turn
+  ingestctl load --scenario list                            what the test bench can do
+  ingestctl load --scenario noisy-requests --duration 20s   one tenant at 100 times its quota")]
 pub struct LoadArgs {
     /// The public address of the server
     #[arg(
@@ -131,6 +140,9 @@ pub struct LoadArgs {
     /// HTTP/2
     #[arg(long)]
     http2: bool,
+    /// The test bench.
+    #[command(flatten)]
+    scenario: scenario::ScenarioArgs,
 }
 
 impl LoadArgs {
@@ -145,6 +157,9 @@ impl LoadArgs {
 /// # Errors
 /// [`Fault::Failed`] where the server cannot be reached at the start, or the journal not be written.
 pub async fn run(args: LoadArgs, context: &Context) -> Result<Verdict, Fault> {
+    if let Some(name) = &args.scenario.name {
+        return scenario::run(name, &args, context).await;
+    }
     let plan = Arc::new(plan(&args, context)?);
     plan.target.open().await.map_err(|e| {
         Fault::failed(
@@ -155,36 +170,14 @@ pub async fn run(args: LoadArgs, context: &Context) -> Result<Verdict, Fault> {
     // The bodies took a while: the run starts now, not when it was planned.
     let plan = restarted(plan, &args)?;
     let cpu_before = stats::cpu_seconds();
-    let connections = args.connections();
-    let threads = args.threads.min(connections);
-    let all: Vec<_> = (0..threads)
-        .map(|_| Ok(Arc::new(Mutex::new(Stats::new()?))))
-        .collect::<Result<_, Fault>>()?;
-    let mut handles = Vec::new();
-    for (thread, stats) in (0..threads).zip(&all) {
-        let own = connections / threads + u16::from(thread < connections % threads);
-        let (plan, stats) = (Arc::clone(&plan), Arc::clone(stats));
-        handles.push(std::thread::spawn(move || connect_all(&plan, &stats, own)));
-    }
-    if plan.interval.is_some() {
-        let plan = Arc::clone(&plan);
-        std::thread::spawn(move || pace::pace(&plan));
-    }
-    report::watch(&plan, &all, &handles).await?;
-    plan.finish();
-    for handle in handles {
-        let died = |_| Fault::failed("a thread of the load died", "this is a fault of ingestctl");
-        handle.join().map_err(died)??;
-    }
+    let running = Running::start(Arc::clone(&plan), args.connections(), args.threads, 0)?;
+    report::watch(&running).await?;
+    let mut total = running.join()?;
     if let Some(journal) = &plan.journal {
         lock(journal).flush()?;
     }
-    let mut total = Stats::new()?;
-    for stats in &all {
-        total.add(&lock(stats))?;
-    }
     let elapsed = total.last.map_or_else(|| plan.start.elapsed(), |last| last - plan.start);
-    let unsent_requests = report::unsent(&plan, &mut total, elapsed);
+    let unsent_requests = engine::unsent(&plan, &mut total, elapsed);
     let cpu_seconds = stats::cpu_seconds().zip(cpu_before).map(|(after, before)| after - before);
     let run = Run { elapsed, cpu_seconds, unsent_requests };
     report::show(context, &args, &plan, &total, &run)?;
@@ -192,26 +185,6 @@ pub async fn run(args: LoadArgs, context: &Context) -> Result<Verdict, Fault> {
         Some(fault) => Err(fault),
         None => Ok(Verdict::when(total.kept.durable() > 0)),
     }
-}
-
-/// All connections of one thread, on a runtime of its own.
-fn connect_all(plan: &Arc<Plan>, stats: &Arc<Mutex<Stats>>, count: u16) -> Result<(), Fault> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|e| Fault::failed(format!("cannot start: {e}"), ""))?;
-    runtime.block_on(async {
-        let mut tasks = JoinSet::new();
-        for _ in 0..count {
-            tasks.spawn(worker::work(Arc::clone(plan), Arc::clone(stats)));
-        }
-        while let Some(ended) = tasks.join_next().await {
-            if let Err(e) = ended {
-                plan.fail(Fault::failed(format!("a connection's task died: {e}"), ""));
-            }
-        }
-    });
-    Ok(())
 }
 
 fn plan(args: &LoadArgs, context: &Context) -> Result<Plan, Fault> {
@@ -230,6 +203,7 @@ fn plan(args: &LoadArgs, context: &Context) -> Result<Plan, Fault> {
         event_types: event_types.clone(),
         unit_field: args.unit_field,
         ids: args.ids || args.journal.is_some(),
+        fresh_types: false,
     };
     let requests = args.events.map_or(u64::MAX, |n| n.div_ceil(u64::from(args.batch)));
     let rest = args.events.map_or(0, |n| n % u64::from(args.batch));
@@ -247,14 +221,15 @@ fn plan(args: &LoadArgs, context: &Context) -> Result<Plan, Fault> {
         keys: args.keys.iter().map(|key| named_key(key)).collect::<Result<_, _>>()?,
         event_types,
         compression: args.compression,
-        bodies: bodies(&shape, requests, args.compression)?,
+        bodies: bodies(&shape, requests, args.compression)?.into(),
         tail,
         requests,
         interval,
         start: Instant::now(),
         end: None,
         run: rand::random(),
-        retry: args.retry,
+        refused: if args.retry { Refused::Again } else { Refused::GivenUp },
+        reconnect_after: None,
         timeout: args.timeout.0,
         next: AtomicU64::new(0),
         due: Semaphore::new(0),
@@ -287,7 +262,7 @@ fn bodies(shape: &Shape, requests: u64, compression: Compression) -> Result<Vec<
 }
 
 fn body(template: Template, compression: Compression) -> Result<Body, Fault> {
-    let packed = if template.ids.is_empty() {
+    let packed = if template.is_fixed() {
         compression.pack(template.bytes.clone())?
     } else {
         bytes::Bytes::new()

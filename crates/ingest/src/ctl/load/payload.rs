@@ -19,6 +19,8 @@ pub struct Shape {
     pub unit_field: bool,
     /// True: room for an id in each event, as `event_id`.
     pub ids: bool,
+    /// True: room for a new event type in each event, in place of the names.
+    pub fresh_types: bool,
 }
 
 /// A body before it is sent: lines of events.
@@ -30,6 +32,16 @@ pub struct Template {
     pub ids: Vec<usize>,
     /// The type of each event, as an index into [`Shape::event_types`].
     pub types: Vec<usize>,
+    /// Where each event's own event type goes; empty where types have names.
+    pub fresh: Vec<usize>,
+}
+
+impl Template {
+    /// True where every request sends the same bytes.
+    #[must_use]
+    pub fn is_fixed(&self) -> bool {
+        self.ids.is_empty() && self.fresh.is_empty()
+    }
 }
 
 /// Characters of an id: 16 for the run, a dash, 16 for the event.
@@ -88,7 +100,12 @@ fn event(shape: &Shape, kind: usize, random: &mut StdRng, into: &mut Template) {
     };
     let name = shape.event_types.get(kind).map_or("", String::as_str);
     into.bytes.extend_from_slice(b"{\"event_type\":\"");
-    into.bytes.extend_from_slice(name.as_bytes());
+    if shape.fresh_types {
+        into.fresh.push(into.bytes.len());
+        into.bytes.extend_from_slice(&[b'x'; ID_CHARS]);
+    } else {
+        into.bytes.extend_from_slice(name.as_bytes());
+    }
     into.bytes.push(b'"');
     if shape.ids {
         into.bytes.extend_from_slice(b",\"event_id\":\"");
@@ -143,6 +160,14 @@ fn pad(shape: &Shape, random: &mut StdRng, into: &mut Template, start: usize) {
     into.bytes.push(b'"');
 }
 
+/// Writes a name of an event type that no other event of run `run` has: as an id, behind a letter.
+pub fn write_type(run: u64, number: u64, into: &mut [u8]) {
+    write_id(run, number, into);
+    if let Some(first) = into.first_mut() {
+        *first = b't';
+    }
+}
+
 /// Writes id number `number` of run `run` where an id goes.
 pub fn write_id(run: u64, number: u64, into: &mut [u8]) {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
@@ -172,7 +197,24 @@ mod tests {
             event_types: vec!["a".into(), "b".into()],
             unit_field: false,
             ids: false,
+            fresh_types: false,
         }
+    }
+
+    #[test]
+    fn fresh_types_are_valid_names_and_all_differ() {
+        let shape = Shape { fresh_types: true, ..shape() };
+        let mut body = template(&shape, 0, 3);
+        for (number, place) in (0..).zip(body.fresh.clone()) {
+            write_type(0x12, number, &mut body.bytes[place..]);
+        }
+        let lines = body.bytes.split(|b| *b == b'\n').filter(|l| !l.is_empty());
+        let names: std::collections::BTreeSet<String> = lines
+            .map(|l| serde_json::from_slice::<serde_json::Value>(l).unwrap())
+            .map(|event| event["event_type"].as_str().unwrap().to_owned())
+            .collect();
+        assert_eq!(names.len(), 3);
+        assert!(names.iter().all(|name| tidegate_event::EventType::is_valid(name)), "{names:?}");
     }
 
     #[test]

@@ -1,8 +1,7 @@
 //! Shows how a run goes, and what it came to.
 
 use std::{
-    sync::{Arc, Mutex, atomic::Ordering},
-    thread::JoinHandle,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -11,6 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     LoadArgs,
+    engine::Running,
     stats::{Run, Stats, milliseconds, per},
     worker::{Plan, lock},
 };
@@ -26,16 +26,13 @@ use crate::ctl::{
 ///
 /// # Errors
 /// [`Fault::Failed`] where Ctrl-C cannot be listened for.
-pub async fn watch(
-    plan: &Plan,
-    all: &[Arc<Mutex<Stats>>],
-    handles: &[JoinHandle<Result<(), Fault>>],
-) -> Result<(), Fault> {
+pub async fn watch(running: &Running) -> Result<(), Fault> {
+    let (plan, all) = (running.plan(), running.stats());
     let bar = bar(plan.end.map(|end| end - plan.start));
     let mut interrupt = std::pin::pin!(tokio::signal::ctrl_c());
     let mut shown_at = 0;
     let mut shown_events = 0;
-    while !handles.iter().all(JoinHandle::is_finished) {
+    while !running.is_finished() {
         tokio::select! {
             pressed = &mut interrupt => {
                 plan.finish();
@@ -103,22 +100,6 @@ fn progress(all: &[Arc<Mutex<Stats>>], before: u64, seconds: u64) -> Result<(Str
         odd.join("  ")
     );
     Ok((line, events))
-}
-
-/// How many requests were due and never sent. Each is noted with the time it had waited when the
-/// run ended, the least its latency could have been: leaving them out would flatter the server.
-pub fn unsent(plan: &Plan, total: &mut Stats, elapsed: Duration) -> u64 {
-    let Some(interval) = plan.interval else { return 0 };
-    let end = plan.end.map_or(elapsed, |end| elapsed.min(end.duration_since(plan.start)));
-    let due = end.as_nanos().div_ceil(interval.as_nanos().max(1));
-    let due = u64::try_from(due).unwrap_or(u64::MAX).min(plan.requests);
-    let taken = plan.next.load(Ordering::Relaxed);
-    for number in taken..due {
-        if let Some(at) = plan.due_at(number) {
-            total.took((plan.start + end).saturating_duration_since(at), true);
-        }
-    }
-    due.saturating_sub(taken)
 }
 
 /// Prints the report.

@@ -40,6 +40,31 @@ pub struct Stats {
     pub last: Option<Instant>,
     /// Acknowledged events that could not be written to the journal, their ids being unknown.
     pub unjournaled: u64,
+    /// Refused with 429 or 503 without a Retry-After.
+    pub untold: u64,
+    /// Refused requests that waited exactly as told and were sent again, where clients do that.
+    pub waited: u64,
+    /// How many of those were kept then.
+    pub waited_kept: u64,
+    /// What was let in, by tenths of a second since the run's start.
+    pub tenths: Vec<Let>,
+}
+
+/// What was let in during a while.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Let {
+    /// Events accepted.
+    pub events: u64,
+    /// Bytes, as sent, of bodies that were not refused for now: what a quota of bytes counts.
+    pub bytes: u64,
+}
+
+impl Let {
+    /// Adds another while's.
+    pub fn add(&mut self, other: Self) {
+        self.events += other.events;
+        self.bytes += other.bytes;
+    }
 }
 
 /// What the run as a whole was like.
@@ -76,6 +101,10 @@ impl Stats {
             refused: histogram()?,
             last: None,
             unjournaled: 0,
+            untold: 0,
+            waited: 0,
+            waited_kept: 0,
+            tenths: Vec::new(),
         })
     }
 
@@ -95,6 +124,28 @@ impl Stats {
         self.bytes += bytes;
     }
 
+    /// Notes what was let in so long after the run's start.
+    pub fn let_in(&mut self, after: Duration, what: Let) {
+        // A run of a day has a million tenths: enough, and a bound.
+        let tenth = usize::try_from(after.as_millis() / 100).unwrap_or(usize::MAX).min(1 << 20);
+        if self.tenths.len() <= tenth {
+            self.tenths.resize(tenth + 1, Let::default());
+        }
+        if let Some(slot) = self.tenths.get_mut(tenth) {
+            slot.add(what);
+        }
+    }
+
+    /// What was let in between two moments of the run, in whole tenths of a second.
+    #[must_use]
+    pub fn let_in_between(&self, from: Duration, to: Duration) -> Let {
+        let tenth = |at: Duration| usize::try_from(at.as_millis() / 100).unwrap_or(usize::MAX);
+        let mut sum = Let::default();
+        let slots = self.tenths.iter().take(tenth(to)).skip(tenth(from));
+        slots.for_each(|slot| sum.add(*slot));
+        sum
+    }
+
     /// Adds another thread's.
     ///
     /// # Errors
@@ -104,6 +155,12 @@ impl Stats {
         self.requests += other.requests;
         self.retries += other.retries;
         self.unjournaled += other.unjournaled;
+        self.untold += other.untold;
+        self.waited += other.waited;
+        self.waited_kept += other.waited_kept;
+        for (tenth, what) in (0_u64..).zip(&other.tenths) {
+            self.let_in(Duration::from_millis(tenth * 100), *what);
+        }
         self.last = self.last.max(other.last);
         self.keep(&other.kept, other.bytes);
         for (code, n) in &other.codes {
@@ -191,9 +248,15 @@ fn percentiles(histogram: &Histogram<u64>) -> Value {
 /// CPU seconds of this process, user and system, all threads; `None` where there is no `/proc`.
 #[must_use]
 pub fn cpu_seconds() -> Option<f64> {
+    cpu_seconds_of("self")
+}
+
+/// The same of the process with this id, or of `self`.
+#[must_use]
+pub fn cpu_seconds_of(process: &str) -> Option<f64> {
     // The kernel counts in ticks of 1/100 s for user space, whatever its own rate is.
     const TICKS_PER_SECOND: f64 = 100.0;
-    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
     // The name, in parentheses, may hold anything; fields are counted from behind it.
     let (_, fields) = stat.rsplit_once(')')?;
     let mut fields = fields.split_ascii_whitespace().skip(11);
@@ -221,6 +284,20 @@ mod tests {
         assert_eq!(all.codes, BTreeMap::from([(200, 2), (429, 1)]));
         assert_eq!((all.latency.len(), all.refused.len()), (2, 1));
         assert!(milliseconds(&all.latency, 100.0) >= 3.0);
+    }
+
+    #[test]
+    fn what_was_let_in_is_known_by_the_tenth() {
+        let at = Duration::from_millis;
+        let (mut stats, one) = (Stats::new().unwrap(), Let { events: 1, bytes: 10 });
+        for millis in [0, 99, 100, 1_050, 2_000] {
+            stats.let_in(at(millis), one);
+        }
+        let mut both = Stats::new().unwrap();
+        both.add(&stats).unwrap();
+        both.add(&stats).unwrap();
+        assert_eq!(both.let_in_between(at(100), at(2_000)), Let { events: 4, bytes: 40 });
+        assert_eq!(both.let_in_between(at(0), at(9_000)).events, 10);
     }
 
     #[test]

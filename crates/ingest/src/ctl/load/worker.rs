@@ -14,9 +14,9 @@ use http_body_util::Full;
 use tokio::sync::Semaphore;
 
 use super::{
-    payload::{ID_CHARS, Template, write_id},
+    payload::{ID_CHARS, Template, write_id, write_type},
     protocol::Protocol,
-    stats::Stats,
+    stats::{Let, Stats},
 };
 use crate::ctl::{
     admin::describe,
@@ -30,12 +30,24 @@ const RECONNECT_MIN: Duration = Duration::from_millis(50);
 const RECONNECT_MAX: Duration = Duration::from_secs(1);
 
 /// A body ready to send, or to have its ids written into.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Body {
     /// What it is made from.
     pub template: Template,
     /// Packed; only where it has no ids.
     pub packed: Bytes,
+}
+
+/// What a client does with a request that is refused for now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// Gives it up.
+    GivenUp,
+    /// Sends it again, until it is kept: after Retry-After and a little more.
+    Again,
+    /// Sends it again after exactly as long as Retry-After says, and counts what came of it; gives it
+    /// up where the answer does not say.
+    AsTold,
 }
 
 /// What all connections share.
@@ -52,7 +64,7 @@ pub struct Plan {
     /// How bodies are packed.
     pub compression: Compression,
     /// The bodies; used in turn.
-    pub bodies: Vec<Body>,
+    pub bodies: Arc<[Body]>,
     /// The last body of a run of so many events, where it is shorter.
     pub tail: Option<Body>,
     /// Whole requests there are to send, the tail included.
@@ -65,8 +77,10 @@ pub struct Plan {
     pub end: Option<Instant>,
     /// Names this run in ids.
     pub run: u64,
-    /// True: what is refused for now is sent again.
-    pub retry: bool,
+    /// What becomes of requests that are refused for now.
+    pub refused: Refused,
+    /// A connection is closed after so many requests.
+    pub reconnect_after: Option<u64>,
     /// How long an answer may take.
     pub timeout: Duration,
     /// The next request's number.
@@ -142,6 +156,13 @@ impl Plan {
     }
 }
 
+/// A connection and how many requests it has carried.
+#[derive(Debug)]
+struct Connection {
+    sender: Sender,
+    carried: u64,
+}
+
 /// Sends until the run is over; connections that end are opened again.
 pub async fn work(plan: Arc<Plan>, stats: Arc<Mutex<Stats>>) {
     let mut connection = None;
@@ -156,7 +177,7 @@ pub async fn work(plan: Arc<Plan>, stats: Arc<Mutex<Stats>>) {
 async fn deliver(
     plan: &Plan,
     stats: &Mutex<Stats>,
-    connection: &mut Option<Sender>,
+    connection: &mut Option<Connection>,
     number: u64,
     due: Instant,
 ) -> Result<(), Fault> {
@@ -164,54 +185,87 @@ async fn deliver(
     let bytes = filled(plan, body, number)?;
     let events = body.template.types.len();
     let mut tries = 0;
+    let mut waited = false;
     loop {
         if !connect(plan, stats, connection).await {
             return Ok(());
         }
-        let Some(sender) = connection.as_mut() else { return Ok(()) };
+        let Some(open) = connection.as_mut() else { return Ok(()) };
         let request = build(plan, number, &bytes)?;
-        let result = sender.ask(request, plan.timeout).await;
+        let result = open.sender.ask(request, plan.timeout).await;
+        open.carried += 1;
+        let worn = plan.reconnect_after.is_some_and(|most| most <= open.carried);
+        if worn || result.is_err() {
+            *connection = None;
+        }
         tries += 1;
-        let again = {
+        let next = {
             let mut stats = lock(stats);
             stats.sent += events as u64;
             stats.requests += 1;
-            match result {
-                Ok(reply) => answered(plan, &mut stats, &reply, due, number, body)?,
+            let sent = Sent { number, due, body, bytes: bytes.len() };
+            let next = match result {
+                Ok(reply) => answered(plan, &mut stats, &reply, &sent)?,
                 Err(no_answer) => {
                     *stats.errors.entry(no_answer.kind()).or_default() += 1;
-                    *connection = None;
                     // What became of it is unknown; with --retry the same ids are sent again.
-                    Some(None)
+                    Next::Later(None)
                 }
-            }
+            };
+            stats.waited += u64::from(waited);
+            stats.waited_kept += u64::from(waited && next == Next::Kept);
+            next
         };
-        let Some(asked) = again.filter(|_| plan.retry) else { return Ok(()) };
-        if !pause(plan, wait(tries, asked, rand::random())).await {
+        let wait = match (next, plan.refused) {
+            (Next::Later(asked), Refused::Again) => wait(tries, asked, rand::random()),
+            (Next::Later(Some(asked)), Refused::AsTold) => asked,
+            _ => return Ok(()),
+        };
+        if !pause(plan, wait).await {
             return Ok(());
         }
+        waited = plan.refused == Refused::AsTold;
         lock(stats).retries += 1;
     }
 }
 
-/// Notes an answer; `Some` with what Retry-After asks for where it asks to send the same again.
-fn answered(
-    plan: &Plan,
-    stats: &mut Stats,
-    reply: &Reply,
-    due: Instant,
+/// A request that was sent.
+struct Sent<'a> {
     number: u64,
-    body: &Body,
-) -> Result<Option<Option<Duration>>, Fault> {
+    due: Instant,
+    body: &'a Body,
+    /// As they went over the wire.
+    bytes: usize,
+}
+
+/// What becomes of a request after an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    /// It was kept.
+    Kept,
+    /// It never will be.
+    Never,
+    /// It is to be sent again, after what Retry-After asks for.
+    Later(Option<Duration>),
+}
+
+/// Notes an answer.
+fn answered(plan: &Plan, stats: &mut Stats, reply: &Reply, sent: &Sent<'_>) -> Result<Next, Fault> {
     *stats.codes.entry(reply.status.as_u16()).or_default() += 1;
     let now = Instant::now();
     stats.last = Some(now);
-    stats.took(now.saturating_duration_since(due), reply.status == StatusCode::OK);
+    stats.took(now.saturating_duration_since(sent.due), reply.status == StatusCode::OK);
+    let shed = matches!(reply.status.as_u16(), 429 | 503);
+    let since = now.saturating_duration_since(plan.start);
+    if !shed {
+        stats.let_in(since, Let { events: 0, bytes: sent.bytes as u64 });
+    }
     if reply.status == StatusCode::OK {
         let kept = (plan.protocol.read)(&reply.body)?;
-        stats.keep(&kept, body.template.bytes.len() as u64);
-        stats.unjournaled += journal(plan, &kept, number, body)?;
-        return Ok(None);
+        stats.let_in(since, Let { events: kept.durable(), bytes: 0 });
+        stats.keep(&kept, sent.body.template.bytes.len() as u64);
+        stats.unjournaled += journal(plan, &kept, sent.number, sent.body)?;
+        return Ok(Next::Kept);
     }
     let hopeless = matches!(reply.status.as_u16(), 401 | 404 | 405 | 415);
     if hopeless && stats.kept.durable() == 0 {
@@ -223,7 +277,9 @@ fn answered(
     if let Some(reason) = reply.headers.get("x-shed-reason").and_then(|v| v.to_str().ok()) {
         *stats.shed.entry(reason.to_owned()).or_default() += 1;
     }
-    Ok(asks_again(reply.status).then(|| retry_after(&reply.headers)))
+    let told = retry_after(&reply.headers);
+    stats.untold += u64::from(shed && told.is_none());
+    Ok(if asks_again(reply.status) { Next::Later(told) } else { Next::Never })
 }
 
 /// Writes the ids of what was acknowledged; tells how many could not be, the answer not naming them.
@@ -250,27 +306,33 @@ fn journal(plan: &Plan, kept: &Kept, number: u64, body: &Body) -> Result<u64, Fa
 
 /// The body with this request's ids in it.
 fn filled(plan: &Plan, body: &Body, number: u64) -> Result<Bytes, Fault> {
-    if body.template.ids.is_empty() {
+    if body.template.is_fixed() {
         return Ok(body.packed.clone());
     }
     let mut bytes = body.template.bytes.clone();
-    for (id, place) in (plan.first_id(number)..).zip(&body.template.ids) {
-        if let Some(space) = bytes.get_mut(*place..place + ID_CHARS) {
-            write_id(plan.run, id, space);
+    let first = plan.first_id(number);
+    for (places, write) in [
+        (&body.template.ids, write_id as fn(u64, u64, &mut [u8])),
+        (&body.template.fresh, write_type),
+    ] {
+        for (id, place) in (first..).zip(places) {
+            if let Some(space) = bytes.get_mut(*place..place + ID_CHARS) {
+                write(plan.run, id, space);
+            }
         }
     }
     plan.compression.pack(bytes)
 }
 
 /// Sees that there is a connection, trying until there is; false once the run is over.
-async fn connect(plan: &Plan, stats: &Mutex<Stats>, connection: &mut Option<Sender>) -> bool {
+async fn connect(plan: &Plan, stats: &Mutex<Stats>, connection: &mut Option<Connection>) -> bool {
     let mut pause = RECONNECT_MIN;
-    while connection.as_ref().is_none_or(Sender::is_closed) {
+    while connection.as_ref().is_none_or(|open| open.sender.is_closed()) {
         if plan.is_over() {
             return false;
         }
         match plan.target.open().await {
-            Ok(sender) => *connection = Some(sender),
+            Ok(sender) => *connection = Some(Connection { sender, carried: 0 }),
             Err(no_answer @ (NoAnswer::Connect(_) | NoAnswer::Cut(_) | NoAnswer::Timeout(_))) => {
                 *lock(stats).errors.entry(no_answer.kind()).or_default() += 1;
                 self::pause(plan, pause).await;

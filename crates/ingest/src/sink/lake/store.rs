@@ -267,7 +267,11 @@ impl LakeStore {
         let payload = PutPayload::from_static(b"tidegate\n");
         let put = self.objects.put_opts(&path, payload, PutMode::Overwrite.into());
         self.runtime.block_on(put).map_err(|e| fault(e.to_string()))?;
-        self.runtime.block_on(self.objects.delete(&path)).map_err(|e| fault(e.to_string()))
+        match self.runtime.block_on(self.objects.delete(&path)) {
+            // Another thread's probe has removed it: it takes writes all the same.
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(fault(error.to_string())),
+        }
     }
 
     /// A whole file. Blocks.

@@ -206,3 +206,66 @@ fn http_2_is_spoken_with_and_without_tls() {
         }
     }
 }
+
+#[test]
+fn scenarios_are_listed_and_a_name_that_is_none_is_a_usage_fault() {
+    let listed = ingestctl("http://127.0.0.1:1", &["load", "--scenario", "list", "--json"]);
+    assert_eq!(listed.status, 0, "{listed:?}");
+    let listed = listed.json();
+    let names: Vec<_> =
+        listed.as_array().unwrap().iter().map(|row| row["name"].as_str().unwrap()).collect();
+    for name in ["noisy-requests", "slow-sockets", "dead-sink", "recovery", "capacity"] {
+        assert!(names.contains(&name), "{names:?}");
+    }
+    let unknown = ingestctl("http://127.0.0.1:1", &["load", "--scenario", "noise"]);
+    assert_eq!(unknown.status, 2, "{unknown:?}");
+    assert!(unknown.err.contains("noisy-requests"), "{}", unknown.err);
+}
+
+#[test]
+fn a_scenario_whose_server_does_not_start_could_not_be_run_and_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let below = folder.path().to_str().unwrap();
+    for (program, says) in [("/bin/false", "ended at its start"), ("/no/such/program", "ingestd")] {
+        let line = [
+            "load",
+            "--scenario",
+            "capacity",
+            "--no-pin",
+            "--data-dir",
+            below,
+            "--ingestd",
+            program,
+        ];
+        let done = ingestctl("http://127.0.0.1:1", &line);
+        assert_eq!(done.status, 3, "{done:?}");
+        assert!(done.err.contains(says), "{}", done.err);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+}
+
+#[test]
+fn a_scenario_measures_a_server_of_its_own_and_clears_it_away() {
+    let folder = tempfile::tempdir().unwrap();
+    let below = folder.path().to_str().unwrap();
+    let line = [
+        "load",
+        "--scenario",
+        "capacity",
+        "--duration",
+        "1s",
+        "--victim-batch",
+        "20",
+        "--no-pin",
+        "--data-dir",
+        below,
+        "--json",
+    ];
+    let done = ingestctl("http://127.0.0.1:1", &line);
+    assert_eq!(done.status, 0, "{done:?}");
+    let report = done.json();
+    assert!(report["facts"]["capacity"].as_f64().unwrap() > 0.0, "{report}");
+    assert_eq!(report["holds"], true, "{report}");
+    assert_eq!(report["parties"][0]["goodput"], 1.0, "{report}");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+}

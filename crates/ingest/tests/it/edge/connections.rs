@@ -250,15 +250,44 @@ async fn draining_ends_at_its_timeout_whatever_hangs() {
 }
 
 #[tokio::test]
-async fn connections_past_the_bound_wait_to_be_accepted() {
+async fn at_the_bound_an_idle_connection_makes_room() {
     let server = start_with(|setup| setup.config.limits.connections = 1).await;
     let mut first = server.connect().await;
     first.write_all(request(&server).as_bytes()).await.unwrap();
     read_reply(&mut first).await.counts(1, 0, 0);
     let mut second = server.connect().await;
     second.write_all(request(&server).as_bytes()).await.unwrap();
+    read_reply(&mut second).await.counts(1, 0, 0);
+    is_closed(&mut first).await;
     assert_eq!(server.handle.stats().connections, 1);
-    drop(first);
+}
+
+#[tokio::test]
+async fn at_the_bound_a_body_that_is_slow_to_come_makes_room() {
+    let server = start_with(|setup| setup.config.limits.connections = 1).await;
+    let mut slow = server.connect().await;
+    let head = server.head(&format!("{JSON}Content-Length: 1000\r\n\r\n{{"));
+    slow.write_all(head.as_bytes()).await.unwrap();
+    let mut second = server.connect().await;
+    second.write_all(request(&server).as_bytes()).await.unwrap();
+    read_reply(&mut second).await.counts(1, 0, 0);
+    is_closed(&mut slow).await;
+    server.is_balanced().await;
+}
+
+#[tokio::test]
+async fn at_the_bound_a_request_that_is_being_appended_is_waited_for() {
+    let server = start_with(|setup| setup.config.limits.connections = 1).await;
+    server.log.gate.forget_permits(1_000_000);
+    let mut first = server.connect().await;
+    first.write_all(request(&server).as_bytes()).await.unwrap();
+    while server.log.waiting.load(std::sync::atomic::Ordering::SeqCst) == 0 {
+        tokio::task::yield_now().await;
+    }
+    let mut second = server.connect().await;
+    second.write_all(request(&server).as_bytes()).await.unwrap();
+    server.log.gate.add_permits(10);
+    read_reply(&mut first).await.counts(1, 0, 0);
     read_reply(&mut second).await.counts(1, 0, 0);
 }
 

@@ -117,6 +117,8 @@ impl<'a> Run<'a> {
             clock: Arc::<ManualClock>::clone(&self.clock),
             data_dir: self.dir.to_owned(),
             backlog_bytes: 1 << 30,
+            sink_delay: Duration::from_secs(3_600),
+            memory_bytes: 64 << 20,
             runtime: self.runtime.handle().clone(),
         };
         sink::start_with(vec![(self.sink.clone(), lake)], &parts).ok()

@@ -5,6 +5,7 @@ mod exactly_once;
 mod faults;
 mod files;
 mod lanes;
+mod slow;
 
 use std::{
     collections::BTreeMap,
@@ -39,6 +40,7 @@ struct Pipe {
     clock: Arc<ManualClock>,
     runtime: tokio::runtime::Runtime,
     backlog_bytes: u64,
+    memory_bytes: u64,
 }
 
 impl Pipe {
@@ -53,7 +55,7 @@ impl Pipe {
             .enable_all()
             .build()
             .unwrap();
-        Self { dir, log, clock, runtime, backlog_bytes: 1 << 30 }
+        Self { dir, log, clock, runtime, backlog_bytes: 1 << 30, memory_bytes: 64 << 20 }
     }
 
     fn data(&self) -> PathBuf {
@@ -110,6 +112,8 @@ impl Pipe {
             clock: Arc::<ManualClock>::clone(&self.clock),
             data_dir: self.data(),
             backlog_bytes: self.backlog_bytes,
+            sink_delay: Duration::from_secs(3_600),
+            memory_bytes: self.memory_bytes,
             runtime: self.runtime.handle().clone(),
         }
     }
