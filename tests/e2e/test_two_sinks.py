@@ -21,7 +21,7 @@ def test_a_sink_that_answers_503_costs_the_healthy_one_nothing(tmp_path):
 def test_an_outage_beyond_the_backlog_is_told_and_both_sinks_end_complete(tmp_path):
     """Scenario: the same, with an outage that outlasts what the log may hold back for a sink.
     Guarantees: clients are told 503 `log_full` and when to come again; nothing acknowledged is missing or twice."""
-    outcome = two_sinks.run(tmp_path, outage=4, rate=2500, before=2, after=3, backlog=2 << 20)
+    outcome = two_sinks.run(tmp_path, outage=4, rate=2500, before=2, after=3, backlog=4 << 20)
     print(outcome.table)
     assert outcome.refused > 0
     tally("e2e::two_sinks", "sink down", ["P2", "P4", "P5"], 1)

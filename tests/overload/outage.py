@@ -239,7 +239,7 @@ def main():
     parser.add_argument("--after", type=float, default=15, help="seconds of load after it (15)")
     parser.add_argument("--backlog", default="4GiB", help="log.backlog_bytes (4GiB)")
     parser.add_argument("--segment", default="64MiB", help="log.segment_bytes (64MiB)")
-    parser.add_argument("--budget", default="512MiB", help="budget.bytes (512MiB)")
+    parser.add_argument("--budget", default="384MiB", help="budget.bytes (384MiB, the default)")
     parser.add_argument("--connections", type=int, default=8, help="of each of the two loads (8)")
     parser.add_argument("--limit", type=float, default=1.2, help="the cgroup's limit in budgets (1.2)")
     parser.add_argument("--folder", help="where the data folder is made (target/overload)")

@@ -8,8 +8,10 @@ use std::{
     time::Instant,
 };
 
+use futures_util::FutureExt;
 use http::{HeaderValue, Method, Request, StatusCode, Version, header, request::Parts};
 use http_body::Body;
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tidegate_event::ReceivedAt;
 use tracing::Instrument;
@@ -208,7 +210,14 @@ async fn respond(
     exchange.busy.is_known(&caller.tenant.id);
     // From here on no way out, not even a client that hangs up, leaves nothing in the books.
     let mut unread = shared.books.unread(&caller.tenant.id, declared);
-    let (protocol, coding) = gate(shared, &parts, &caller, &candidates, declared, exchange)?;
+    let (protocol, coding) = match gate(shared, &parts, &caller, &candidates, declared, exchange) {
+        Ok(passed) => passed,
+        Err(refusal) => {
+            let again = matches!(refusal.kind, Kind::Shed(..));
+            exchange.unread = !(again && is_passed_over(body, declared));
+            return Err(refusal);
+        }
+    };
 
     let share = shared.budget.share(&caller.tenant.id, caller.tenant.weight());
     let receiving = exchange.busy.receiving();
@@ -237,6 +246,25 @@ async fn respond(
     };
     let done = run(shared, work).await?;
     settle(shared, (unread, received_at), protocol, done, exchange).await
+}
+
+/// Bodies up to this size are passed over where they are there already, so that a refusal for now does not
+/// cost the client its connection, and the server the next one's beginning.
+const PASSED_OVER_BYTES: u64 = 16 << 10;
+
+/// Takes what is left of a small body off the connection without waiting; true where nothing is left.
+fn is_passed_over(mut body: Incoming, declared: Option<u64>) -> bool {
+    if declared.is_none_or(|bytes| PASSED_OVER_BYTES < bytes) {
+        return false;
+    }
+    while !body.is_end_stream() {
+        match body.frame().now_or_never() {
+            Some(Some(Ok(_))) => {}
+            Some(None) => return true,
+            Some(Some(Err(_))) | None => return false,
+        }
+    }
+    true
 }
 
 fn health(shared: &Shared, parts: &Parts) -> Option<Answer> {

@@ -294,6 +294,25 @@ async fn over_the_quota_of_bytes_is_429_before_the_body() {
     server.is_balanced().await;
 }
 
+#[tokio::test]
+async fn a_refusal_whose_small_body_is_there_keeps_the_connection() {
+    let server = start_with(|setup| setup.quota = per_second(None, Some(10))).await;
+    server.json(&format!("[{ONE},{ONE},{ONE},{ONE}]")).await.counts(4, 0, 0);
+    let head = server.head(&format!("{JSON}Content-Length: {}\r\n\r\n", ONE.len()));
+    let mut stream = server.connect().await;
+    for _ in 0..3 {
+        stream.write_all(format!("{head}{ONE}").as_bytes()).await.unwrap();
+        let reply = read_reply(&mut stream).await;
+        assert_eq!(reply.is_shed(ShedReason::QuotaBytes).header("connection"), None);
+    }
+    // Half of a body is not waited for.
+    stream.write_all(format!("{head}{{").as_bytes()).await.unwrap();
+    let reply = read_reply(&mut stream).await;
+    assert_eq!(reply.is_shed(ShedReason::QuotaBytes).header("connection"), Some("close"));
+    is_closed(&mut stream).await;
+    server.is_balanced().await;
+}
+
 async fn refused_unread(server: &Server, reason: ShedReason) {
     let head = server.head(&format!("{JSON}Content-Length: 1000\r\n\r\n"));
     server.raw(head.as_bytes()).await.is_shed(reason);

@@ -48,6 +48,33 @@ pub fn a_tenant_whose_lane_is_full_is_told_and_no_other(row: &Row) {
     tally.survived(1);
 }
 
+pub fn a_tenant_that_holds_the_memory_is_told_and_no_other(row: &Row) {
+    const HELD: usize = 600_000;
+    let dir = tempdir().unwrap();
+    let config = "[budget]\nbytes = \"2MiB\"\n[log]\ndedup_ids = 1000\n\
+                  [edge.limits]\nbody_bytes = \"1MiB\"\ndecoded_bytes = \"1MiB\"\nevent_bytes = \"1MiB\"\n";
+    let server = Server::configured(dir.path(), config);
+    let mut tally = Tally::new("shed", "tenant at 100x", &["P3", "P4", "P5"]);
+    let (first, second) = (tenant(&server, "first"), tenant(&server, "second"));
+    let third = tenant(&server, "third");
+    let hold = |key: &str| {
+        let mut stream = connect(server.public);
+        let body = request(key, HELD, true);
+        stream.write_all(&body[..body.len() - 1]).unwrap();
+        stream
+    };
+    let held = [hold(&first), hold(&second)];
+    wait_for("two bodies to be held", || {
+        let status = server.admin_get("/api/v1/status").json();
+        2 * HELD as u64 - 2 <= status["stages"][0]["held_bytes"].as_u64().unwrap()
+    });
+    refuses(row, &server, "first", &first, HELD / 2);
+    assert!(is_taken(&server, &third), "no other tenant is refused");
+    drop(held);
+    wait_for("it to be taken again, by itself", || is_taken(&server, &first));
+    tally.survived(1);
+}
+
 pub fn a_body_without_memory_is_told(row: &Row) {
     const LARGE: usize = 16 << 20;
     let dir = tempdir().unwrap();
