@@ -76,6 +76,8 @@ counter! {
     requests(protocol, status) = "tidegate_edge_requests_total";
     #[doc = "Requests refused on purpose, by reason."]
     shed_requests(reason) = "tidegate_edge_shed_requests_total";
+    #[doc = "Times that no leases of shared quotas could be had."]
+    quota_store_failures() = "tidegate_quota_store_failures_total";
     #[doc = "Bytes appended to the log, frames' heads included."]
     log_bytes(partition) = "tidegate_log_appended_bytes_total";
     #[doc = "Events appended to the log."]
@@ -101,6 +103,8 @@ counter! {
 gauge! {
     #[doc = "Event bytes held, by stage."]
     stage_held_bytes(stage) = "tidegate_stage_held_bytes";
+    #[doc = "1 for what feeds the quotas: local, joining, fleet, or alone (without the store)."]
+    quota_mode(mode) = "tidegate_quota_mode";
     #[doc = "Clients' ids remembered."]
     dedup_ids(partition) = "tidegate_dedup_remembered_ids";
     #[doc = "By how much ids are remembered for less than their window: must be 0."]

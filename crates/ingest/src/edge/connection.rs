@@ -4,7 +4,7 @@ use std::{
     io,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
@@ -17,6 +17,7 @@ use tokio::{
 };
 
 use super::{Timeouts, bare};
+use crate::quota::{Line, Patience};
 
 /// How long, and for how many bytes, a closed connection is read on, so that a client that is still
 /// sending gets to read its answer instead of a reset. Many clients send a body whole before they
@@ -37,6 +38,7 @@ pub(super) struct Pulse {
     stalled_since: AtomicU64,
     http2: AtomicBool,
     known: AtomicBool,
+    patience: Mutex<Patience>,
 }
 
 /// Why a connection was closed.
@@ -57,6 +59,7 @@ impl Pulse {
             stalled_since: AtomicU64::new(0),
             http2: AtomicBool::new(http2),
             known: AtomicBool::new(false),
+            patience: Mutex::default(),
         })
     }
 
@@ -107,6 +110,22 @@ impl Busy {
     /// The request came with a live key.
     pub(super) fn is_known(&self) {
         self.0.known.store(true, Ordering::Relaxed);
+    }
+
+    /// What its client was told when it was refused for its quota.
+    pub(super) fn patience(&self) -> &Mutex<Patience> {
+        &self.0.patience
+    }
+
+    /// Requests in a row that came before they were told to.
+    pub(super) fn impolite(&self) -> u32 {
+        self.0.patience.lock().unwrap_or_else(PoisonError::into_inner).impolite()
+    }
+
+    /// How the connection stands where it stays open after a refusal (`keeps`).
+    pub(super) fn line(&self, keeps: bool) -> Line {
+        let multiplexed = self.0.http2.load(Ordering::Relaxed);
+        Line { keeps: keeps || multiplexed, multiplexed }
     }
 }
 

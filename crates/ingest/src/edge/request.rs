@@ -10,6 +10,7 @@ use std::{
 
 use http::{HeaderValue, Method, Request, StatusCode, Version, header, request::Parts};
 use http_body::Body;
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tidegate_event::ReceivedAt;
 use tokio::sync::Semaphore;
@@ -17,7 +18,6 @@ use tracing::Instrument;
 
 use super::{
     Limits, Timeouts,
-    admit::{Account, Admission},
     answer::{self, Answer, ItemError, Kind, Refusal},
     body::{self, ReadError, ReadLimits},
     budget::{Budget, Permit},
@@ -34,6 +34,7 @@ use crate::{
     clock::Clock,
     faults::{self, Bug, Point, planted},
     metrics,
+    quota::{Account, Admitted, Quotas},
     shed::{Pressure, ShedReason},
     tenants::{Caller, Tenants},
     writer::{Append, AppendError, Appended},
@@ -50,7 +51,7 @@ pub(super) struct Shared {
     pub clock: Arc<dyn Clock>,
     pub budget: Arc<Budget>,
     pub pressure: Arc<dyn Pressure>,
-    pub admission: Admission,
+    pub quotas: Arc<Quotas>,
     pub draining: AtomicBool,
     pub in_flight: AtomicUsize,
     /// How many large bodies are decoded and judged at once.
@@ -144,7 +145,8 @@ fn span(parts: &Parts, request_id: &str) -> tracing::Span {
 
 fn refused(refusal: &Refusal, exchange: &Exchange, span: &tracing::Span) -> Answer {
     let _in_span = span.enter();
-    tracing::debug!(code = refusal.code(), detail = ?refusal.detail, "request refused");
+    let impolite = exchange.busy.impolite();
+    tracing::debug!(code = refusal.code(), detail = ?refusal.detail, impolite, "request refused");
     if let Kind::Shed(reason, _) = refusal.kind {
         metrics::shed_requests(reason.as_str(), 1);
     }
@@ -200,17 +202,24 @@ async fn respond(
     exchange.busy.is_known();
     // From here on no way out, not even a client that hangs up, leaves nothing in the books.
     let mut unread = shared.books.unread(&caller.tenant.id, declared);
-    let (protocol, coding) = gate(shared, &parts, &caller, &candidates, declared, exchange)?;
+    let gated = gate(shared, &parts, &caller, &candidates, declared, exchange);
+    let (protocol, coding, mut admitted) = match gated {
+        Ok(gated) => gated,
+        Err(refusal) => {
+            exchange.unread = !passed_over(&refusal, &parts, body).await;
+            return Err(refusal);
+        }
+    };
 
+    admitted.begin_reading();
     let read = body::read(body, shared.read_limits(), &shared.budget).await;
     let (bytes, permit) = read.map_err(|error| unreadable(&error))?;
     exchange.unread = false;
     faults::at(Point::BodyRead);
     let length = bytes.len() as u64;
     unread.set_bytes(length);
-    if let (None, Some(account)) = (declared, &exchange.account) {
-        account.charge_bytes(length);
-    }
+    admitted.read(length);
+    let types = exchange.account.as_ref().map(Account::types);
     let received_at = shared.clock.now();
     let work = Work {
         parts,
@@ -222,10 +231,11 @@ async fn respond(
         limits: Arc::clone(&shared.limits),
         received_at,
         base_id: exchange.base_id,
+        types,
         permit,
     };
     let done = run(shared, work).await?;
-    settle(shared, (unread, received_at), protocol, done, exchange).await
+    settle(shared, (unread, received_at), protocol, (done, admitted), exchange).await
 }
 
 fn health(shared: &Shared, parts: &Parts) -> Option<Answer> {
@@ -295,7 +305,7 @@ fn gate(
     candidates: &[&'static Protocol],
     declared: Option<u64>,
     exchange: &mut Exchange,
-) -> Result<(&'static Protocol, Coding), Refusal> {
+) -> Result<(&'static Protocol, Coding, Admitted), Refusal> {
     let taker = candidates.iter().copied().find(|protocol| (protocol.takes)(parts));
     if let (Some(protocol), Some(types)) = (taker, caller.event_types())
         && let Some(name) = (protocol.only_type)(parts)
@@ -305,7 +315,7 @@ fn gate(
         return Err(Refusal::problem(Problem::TYPES_FORBIDDEN, detail));
     }
     let tenant = &caller.tenant;
-    exchange.account = shared.admission.account(&tenant.id, &tenant.quota);
+    let account = exchange.account.insert(shared.quotas.account(tenant));
     if shared.draining.load(Ordering::Relaxed) {
         return Err(Refusal::shed(ShedReason::Draining, DRAINING_FOR));
     }
@@ -316,10 +326,10 @@ fn gate(
         let limit = shared.limits.body_bytes.0;
         return Err(unreadable(&ReadError::TooLarge { limit }));
     }
-    if let Some(account) = &exchange.account {
-        let taken = account.take_bytes(declared);
-        taken.map_err(|(reason, after)| Refusal::shed(reason, after))?;
-    }
+    let line = exchange.busy.line(is_passed_over(parts, declared));
+    let admitted = account
+        .admit(declared, line, exchange.busy.patience())
+        .map_err(|refused| Refusal::over_quota(&refused))?;
     let Some(protocol) = taker else { return Err(wrong_media_type(parts, candidates)) };
     exchange.protocol = Some(protocol);
     let coding = coding::from_headers(&parts.headers).map_err(|found| {
@@ -328,7 +338,41 @@ fn gate(
         Refusal::problem(Problem::CONTENT_CODING, detail)
             .with(header::ACCEPT_ENCODING, HeaderValue::from_static(coding::TAKEN))
     })?;
-    Ok((protocol, coding))
+    Ok((protocol, coding, admitted))
+}
+
+/// Bodies up to this size are read over where they are refused for a quota, so that the connection
+/// stays open for the next try.
+const PASSED_OVER_BYTES: u64 = 64 << 10;
+/// How long that may take.
+const PASSED_OVER_IN: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// True where a body that is refused for a quota is read over. Who waits to be told before it sends
+/// its body does not send it.
+fn is_passed_over(parts: &Parts, declared: Option<u64>) -> bool {
+    let waits = parts.headers.contains_key(header::EXPECT);
+    !waits && declared.is_some_and(|bytes| bytes <= PASSED_OVER_BYTES)
+}
+
+/// Reads over the body of a request that is refused for its quota; true where nothing of it is left.
+async fn passed_over(refusal: &Refusal, parts: &Parts, mut body: Incoming) -> bool {
+    if body.is_end_stream() {
+        return true;
+    }
+    let quota =
+        matches!(refusal.kind, Kind::Shed(ShedReason::QuotaEvents | ShedReason::QuotaBytes, _));
+    if !quota || !is_passed_over(parts, body.size_hint().exact()) {
+        return false;
+    }
+    let over = async {
+        while let Some(frame) = body.frame().await {
+            if frame.is_err() {
+                return false;
+            }
+        }
+        true
+    };
+    tokio::time::timeout(PASSED_OVER_IN, over).await.unwrap_or(false)
 }
 
 fn wrong_media_type(parts: &Parts, candidates: &[&'static Protocol]) -> Refusal {
@@ -383,16 +427,18 @@ async fn settle(
     shared: &Shared,
     (unread, received_at): (Unread, ReceivedAt),
     protocol: &'static Protocol,
-    done: Done,
+    (done, admitted): (Done, Admitted),
     exchange: &mut Exchange,
 ) -> Result<Answer, Refusal> {
     let received: Vec<_> =
         done.types.iter().map(|(name, items)| (name.clone(), items.received)).collect();
-    let events = received.iter().map(|(_, count)| count).sum();
-    let mut entry = unread.count(received_at, received);
-    if let Some(Err((reason, after))) = exchange.account.as_ref().map(|a| a.take_events(events)) {
-        entry.shed(reason);
-        return Err(Refusal::shed(reason, after));
+    let mut entry = unread.count(received_at, received.clone());
+    let Exchange { account, busy, .. } = exchange;
+    if let Some(account) = account
+        && let Err(refused) = admitted.settle(&received, account, busy.line(true), busy.patience())
+    {
+        entry.shed(refused.reason);
+        return Err(Refusal::over_quota(&refused));
     }
     for (name, items) in &done.types {
         for (code, events) in items.rejected.iter() {

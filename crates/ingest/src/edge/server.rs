@@ -27,7 +27,6 @@ use tokio::{
 
 use super::{
     EdgeConfig, Limits, Timeouts,
-    admit::Admission,
     budget::Budget,
     connection::{Pulse, Watched},
     judge::Judge,
@@ -35,7 +34,8 @@ use super::{
     tls::{Tls, TlsError},
 };
 use crate::{
-    books::Books, clock::Clock, metrics, shed::Pressure, tenants::Tenants, writer::Append,
+    books::Books, clock::Clock, metrics, quota::Quotas, shed::Pressure, tenants::Tenants,
+    writer::Append,
 };
 
 /// What the edge is made of.
@@ -56,6 +56,8 @@ pub struct EdgeParts {
     pub budget: Arc<Budget>,
     /// Says what behind the log is full.
     pub pressure: Arc<dyn Pressure>,
+    /// Bounds what each tenant sends.
+    pub quotas: Arc<Quotas>,
 }
 
 /// Why the edge cannot start.
@@ -139,7 +141,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// # Errors
 /// [`EdgeError`].
 pub async fn bind(parts: EdgeParts) -> Result<Edge, EdgeError> {
-    let EdgeParts { config, tenants, normalizer, log, books, clock, budget, pressure } = parts;
+    let EdgeParts { config, tenants, normalizer, log, books, clock, budget, pressure, quotas } =
+        parts;
     let tls = match &config.tls {
         Some(files) => Some(Arc::new(Tls::load(files, Arc::clone(&clock))?)),
         None => None,
@@ -160,7 +163,7 @@ pub async fn bind(parts: EdgeParts) -> Result<Edge, EdgeError> {
         clock,
         budget,
         pressure,
-        admission: Admission::new(),
+        quotas,
         draining: AtomicBool::new(false),
         in_flight: AtomicUsize::new(0),
         heavy: Arc::new(Semaphore::new(processors)),

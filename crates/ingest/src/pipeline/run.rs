@@ -24,6 +24,7 @@ use crate::{
     json::ScanLimits,
     log,
     normalize::{Normalizer, SchemaStore},
+    quota::{self, Quotas},
     sink::{self, SinkConfig, SinkParts, source::LogSource},
     storage::{Disk, Storage},
     tenants::Tenants,
@@ -115,7 +116,8 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let built = built.map_err(part("start"))??;
     // Only now: what a second start on the same folder is told is that the folder is in use.
     let admin_listener = bind(&admin_listen, "admin.listen").await?;
-    let (pipeline, edge) = built.listen().await?;
+    let (pipeline, edge, fleet) = built.listen().await?;
+    let fleet = fleet.map(|fleet| tokio::spawn(take_leases(fleet, Arc::clone(&pipeline))));
 
     let admin_address = admin_listener.local_addr().map_err(part("admin.listen"))?;
     let (stop_admin, stopped) = tokio::sync::oneshot::channel::<()>();
@@ -131,6 +133,10 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     wait_for_the_end(&pipeline).await?;
     let result = stop_all(&pipeline, serving).await;
     tenants.abort();
+    if let Some(fleet) = fleet {
+        // Gives back what is left; what it cannot give back lapses.
+        tokio::time::timeout(Duration::from_secs(1), fleet).await.ok();
+    }
     stop_admin.send(()).ok();
     match tokio::time::timeout(Duration::from_secs(2), admin).await {
         Ok(Ok(Err(error))) => tracing::warn!(%error, "the admin side ended with an error"),
@@ -185,6 +191,8 @@ struct Built {
     books: Arc<Books>,
     clock: Arc<dyn Clock>,
     unlogged: UnloggedLedger,
+    quotas: Arc<Quotas>,
+    fleet: Option<quota::Fleet>,
 }
 
 impl Building {
@@ -209,8 +217,9 @@ impl Building {
             .map_err(parts("schemas"))?;
 
         let tenants_dir = config.tenants_dir.clone().unwrap_or_else(|| dir.join("tenants"));
-        let mut tenants = Tenants::load(&tenants_dir, config.defaults.quota, Arc::clone(&clock))
-            .map_err(part("tenants"))?;
+        let mut tenants =
+            Tenants::load(&tenants_dir, config.defaults.quota.clone(), Arc::clone(&clock))
+                .map_err(part("tenants"))?;
         if let Some(key) = &dev_key {
             tenants = tenants.with_dev(key);
         }
@@ -245,6 +254,9 @@ impl Building {
             writers.push(writer::start(log, books, clock, settings).map_err(part("log"))?);
         }
         let writers = Writers::new(writers).ok_or("no partitions").map_err(part("log"))?;
+        let (quotas, fleet) = quota::open(&config.quota_store, &log_id, Arc::clone(&clock))
+            .map_err(part("configuration"))?;
+        restore_quotas(&quotas, &tenants, &books, &unlogged);
         Ok(Built {
             config,
             config_path: options.config,
@@ -259,7 +271,22 @@ impl Building {
             books,
             clock,
             unlogged,
+            quotas,
+            fleet,
         })
+    }
+}
+
+/// What tenants have named and used in earlier runs.
+fn restore_quotas(quotas: &Quotas, tenants: &Tenants, books: &Books, unlogged: &UnloggedLedger) {
+    let pages = books.copy();
+    for tenant in tenants.list() {
+        if let Some(page) = pages.get(&tenant.id) {
+            quotas.restore_types(&tenant, page.types.keys());
+        }
+        if let Some(usage) = unlogged.usage().get(&tenant.id) {
+            quotas.restore_usage(&tenant, *usage);
+        }
     }
 }
 
@@ -277,7 +304,7 @@ fn leave_out_lost(log: &mut log::Log, sinks: &sink::Sinks) -> Result<(), log::Ap
 }
 
 impl Built {
-    async fn listen(self) -> Result<(Arc<Pipeline>, edge::Edge), StartError> {
+    async fn listen(self) -> Result<(Arc<Pipeline>, edge::Edge, Option<quota::Fleet>), StartError> {
         let budget = Budget::new(self.config.budget.bytes.0);
         let edge = edge::bind(EdgeParts {
             config: self.config.edge.clone(),
@@ -288,6 +315,7 @@ impl Built {
             clock: Arc::clone(&self.clock),
             budget: Arc::clone(&budget),
             pressure: Arc::<sink::Sinks>::clone(&self.sinks),
+            quotas: Arc::clone(&self.quotas),
         })
         .await
         .map_err(part("edge"))?;
@@ -306,6 +334,7 @@ impl Built {
             normalizer: self.normalizer,
             books: self.books,
             clock: self.clock,
+            quotas: self.quotas,
             budget,
             runtime: tokio::runtime::Handle::current(),
             started: Instant::now(),
@@ -314,8 +343,17 @@ impl Built {
             generation: AtomicU64::new(1),
             draining,
         };
-        Ok((Arc::new(pipeline), edge))
+        Ok((Arc::new(pipeline), edge, self.fleet))
     }
+}
+
+/// Shares the quotas with other edges until the end.
+async fn take_leases(fleet: quota::Fleet, pipeline: Arc<Pipeline>) {
+    let mut draining = pipeline.draining.subscribe();
+    let stop = async move {
+        draining.wait_for(|draining| *draining).await.ok();
+    };
+    fleet.run(Arc::clone(&pipeline.tenants), stop).await;
 }
 
 /// Once a second: writes what left nothing in the log, and says how the books stand.
