@@ -15,6 +15,7 @@ case "${1:?build, test or redis}" in
     want curl curl
     want openssl openssl
     want strace strace
+    want redis-server redis-server
     want mkfs.ext4 e2fsprogs
     compgen -G '/usr/lib/*/faketime/libfaketime.so.1' >/dev/null || packages+=(libfaketime)
     want python3 python3

@@ -93,6 +93,8 @@ codes! {
     TypeForbidden = 70, "type_forbidden", rejected;
     /// A CloudEvent without one of its required attributes, or of an unknown version.
     EnvelopeInvalid = 71, "envelope_invalid", rejected;
+    /// The tenant has named as many event types as it may; this would be one more.
+    TooManyTypes = 72, "too_many_types", rejected;
 }
 
 /// Why one event was not accepted.

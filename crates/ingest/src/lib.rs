@@ -27,6 +27,7 @@ pub mod log;
 pub mod metrics;
 pub mod normalize;
 pub mod pipeline;
+pub mod quota;
 pub mod shed;
 pub mod sink;
 pub mod storage;

@@ -76,6 +76,8 @@ counter! {
     requests(protocol, status) = "tidegate_edge_requests_total";
     #[doc = "Requests refused on purpose, by reason."]
     shed_requests(reason) = "tidegate_edge_shed_requests_total";
+    #[doc = "Times that no leases of shared quotas could be had."]
+    quota_store_failures() = "tidegate_quota_store_failures_total";
     #[doc = "Bytes appended to the log, frames' heads included."]
     log_bytes(partition) = "tidegate_log_appended_bytes_total";
     #[doc = "Events appended to the log."]
@@ -105,6 +107,8 @@ gauge! {
     stage_bound_bytes(stage) = "tidegate_stage_bound_bytes";
     #[doc = "Bytes a second that pass a stage, measured."]
     stage_drain_bytes(stage) = "tidegate_stage_drain_bytes_per_second";
+    #[doc = "1 for what feeds the quotas: local, joining, fleet, or alone (without the store)."]
+    quota_mode(mode) = "tidegate_quota_mode";
     #[doc = "Clients' ids remembered."]
     dedup_ids(partition) = "tidegate_dedup_remembered_ids";
     #[doc = "By how much ids are remembered for less than their window: must be 0."]

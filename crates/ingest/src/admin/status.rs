@@ -107,6 +107,7 @@ pub(super) async fn status(State(pipeline): State<Shared>) -> Json<Value> {
         "log_quarantine": quarantine,
         "sinks": pipeline.sinks.status(),
         "books": { "difference": difference, "in_flight": in_flight, "gaps": pipeline.books_gaps().count },
+        "quota": pipeline.quotas.standing(),
         "dedup": pipeline.writers.dedup(),
     }))
 }

@@ -6,10 +6,11 @@ use axum::{
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tidegate_event::TenantId;
+use std::collections::BTreeMap;
+use tidegate_event::{EventType, TenantId};
 
 use super::{Problem, Shared, records::time_text};
-use crate::tenants::{ChangeError, NewTenant, Quota, Tenant};
+use crate::tenants::{ChangeError, NewTenant, Quota, Tenant, TypeQuota};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -19,6 +20,12 @@ pub(super) struct Add {
     bytes_per_second: Option<u64>,
     events_burst: Option<u64>,
     bytes_burst: Option<u64>,
+    events_per_day: Option<u64>,
+    bytes_per_day: Option<u64>,
+    event_types: Option<u64>,
+    weight: Option<u32>,
+    #[serde(default)]
+    types: BTreeMap<EventType, TypeQuota>,
     #[serde(default)]
     strict: bool,
 }
@@ -75,11 +82,29 @@ pub(super) async fn add(
         events_burst: add.events_burst,
         bytes_per_second: add.bytes_per_second,
         bytes_burst: add.bytes_burst,
+        events_per_day: add.events_per_day,
+        bytes_per_day: add.bytes_per_day,
+        event_types: add.event_types,
+        weight: add.weight,
+        types: add.types,
     };
     let new = NewTenant { id: tenant.clone(), quota, strict: add.strict };
     let key = pipeline.tenants.add(&new).map_err(problem)?;
     tracing::info!(%tenant, "tenant added");
     Ok(Json(json!({ "tenant": tenant, "key": key })))
+}
+
+/// What the quota says is set, what it leaves out stays.
+pub(super) async fn quota(
+    State(pipeline): State<Shared>,
+    Path(tenant): Path<String>,
+    Json(quota): Json<Quota>,
+) -> Result<Json<Value>, Problem> {
+    let tenant = named(&tenant)?;
+    pipeline.tenants.set_quota(&tenant, &quota).map_err(problem)?;
+    tracing::info!(%tenant, "quota changed");
+    let quota = pipeline.tenants.get(&tenant).map(|tenant| tenant.quota.clone());
+    Ok(Json(json!({ "tenant": tenant, "quota": quota })))
 }
 
 pub(super) async fn rotate(

@@ -19,7 +19,7 @@ use super::{
     Added, Books, Counts, Refused, Sheet, Unlogged,
     record::{self, Durable, RecordFile},
 };
-use crate::storage::Storage;
+use crate::{quota::Usage, storage::Storage};
 
 /// The file's name in the data folder.
 pub const FILE: &str = "books.json";
@@ -60,6 +60,9 @@ struct Whole {
     gaps: Gaps,
     refused: BTreeMap<TenantId, Refused>,
     tenants: Sheet<Unlogged>,
+    /// What tenants have used of their day.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    usage: BTreeMap<TenantId, Usage>,
 }
 
 /// Each later one: what was added up to `at`.
@@ -72,6 +75,8 @@ struct Since {
     refused: BTreeMap<TenantId, Refused>,
     #[serde(default, skip_serializing_if = "Added::is_empty")]
     added: Added<Unlogged>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    usage: BTreeMap<TenantId, Usage>,
 }
 
 /// What was found in the file.
@@ -86,6 +91,8 @@ enum Found {
 pub struct UnloggedLedger {
     file: RecordFile,
     whole: Whole,
+    /// What the next record says of the day, where that is news.
+    usage: BTreeMap<TenantId, Usage>,
 }
 
 impl UnloggedLedger {
@@ -132,7 +139,7 @@ impl UnloggedLedger {
             storage.rename(file.path(), &unclosed(file.path()))?;
             storage.sync_dir(dir)?;
         }
-        Ok(Self { file, whole })
+        Ok(Self { file, whole, usage: BTreeMap::new() })
     }
 
     /// Writes what was added up to `now`, durably; where nothing was, only that.
@@ -156,8 +163,9 @@ impl UnloggedLedger {
     fn record(&mut self, books: &Books, at: ReceivedAt, clean: bool) -> io::Result<()> {
         // `at` was read before: all that was settled until then is in what is taken now.
         let (added, refused) = books.take_unwritten();
-        let since = Since { at, clean, refused, added };
-        let nothing = since.added.is_empty() && since.refused.is_empty();
+        let usage = std::mem::take(&mut self.usage);
+        let since = Since { at, clean, refused, added, usage };
+        let nothing = since.added.is_empty() && since.refused.is_empty() && since.usage.is_empty();
         if nothing && self.whole.clean && !self.file.wants_whole() {
             // Closed: the last record stays the last.
             return Ok(());
@@ -170,6 +178,19 @@ impl UnloggedLedger {
         // That nothing was refused need not survive a power cut: the gap is longer without it.
         let idle = nothing && !clean;
         self.file.append(&since, if idle { Durable::Later } else { Durable::Now })
+    }
+
+    /// What tenants have used of their day, for the next record.
+    pub fn set_usage(&mut self, usage: BTreeMap<TenantId, Usage>) {
+        let news =
+            usage.into_iter().filter(|(tenant, day)| self.whole.usage.get(tenant) != Some(day));
+        self.usage = news.collect();
+    }
+
+    /// What they had used of it by the last record.
+    #[must_use]
+    pub fn usage(&self) -> &BTreeMap<TenantId, Usage> {
+        &self.whole.usage
     }
 
     /// The times in which it is not known what was refused.
@@ -186,6 +207,7 @@ impl Whole {
             self.refused.entry(tenant.clone()).or_default().merge(refused);
         }
         self.tenants.apply(&since.added);
+        self.usage.extend(since.usage.iter().map(|(tenant, day)| (tenant.clone(), *day)));
     }
 }
 

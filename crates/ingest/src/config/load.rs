@@ -218,9 +218,12 @@ pub fn check(config: &Config) -> Vec<String> {
         config.log.dedup_ids > 0 || windows.iter().all(|window| window.0.is_zero()),
         "log.dedup_windows: no id is remembered with log.dedup_ids = 0",
     );
-    let quota = &config.defaults.quota;
-    need(quota.events_per_second != Some(0), "defaults.quota.events_per_second: at least 1");
-    need(quota.bytes_per_second != Some(0), "defaults.quota.bytes_per_second: at least 1");
+    for fault in config.defaults.quota.faults() {
+        need(false, &format!("defaults.quota.{fault}"));
+    }
+    for fault in config.quota_store.faults() {
+        need(false, &format!("quota_store.{fault}"));
+    }
     let mut names: Vec<&str> = config.sink.iter().map(|s| s.name.as_str()).collect();
     names.sort_unstable();
     for pair in names.windows(2) {

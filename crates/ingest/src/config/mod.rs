@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     admin::AdminConfig, edge::EdgeConfig, log::LogConfig, normalize::SchemasConfig,
-    sink::SinkConfig, tenants::Quota,
+    quota::QuotaStoreConfig, sink::SinkConfig, tenants::Quota,
 };
 
 mod load;
@@ -31,6 +31,8 @@ pub struct Config {
     pub sink: Vec<SinkConfig>,
     /// What tenants get that say nothing else.
     pub defaults: DefaultsConfig,
+    /// Where several edges share their quotas.
+    pub quota_store: QuotaStoreConfig,
     /// The folder of tenant files; `<data dir>/tenants` if absent.
     pub tenants_dir: Option<std::path::PathBuf>,
 }

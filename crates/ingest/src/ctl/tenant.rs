@@ -12,7 +12,11 @@ use super::{
     table::Table,
     tail::tenant_name,
 };
-use crate::{config::Span, tenants::Quota};
+use crate::{
+    config::Span,
+    tenants::{Quota, TypeQuota},
+};
+use tidegate_event::EventType;
 
 const PATH: &str = "/api/v1/tenants";
 
@@ -21,6 +25,7 @@ const PATH: &str = "/api/v1/tenants";
 #[command(after_help = "\
 Examples:
   ingestctl tenant add acme --events-per-second 5000
+  ingestctl tenant set acme --events-per-second 10000
   ingestctl tenant list
   ingestctl tenant rotate acme --expire-old-after 1d
   ingestctl tenant disable acme")]
@@ -41,6 +46,29 @@ Examples:
   ingestctl tenant add acme --events-per-second 5000 --bytes-per-second 5MiB
   export TIDEGATE_KEY=$(ingestctl tenant add acme --json | jq -r .key)")]
     Add(AddArgs),
+    /// Change what a tenant may send
+    #[command(after_help = "\
+What is not given stays as it is. The change is live with the next request.
+
+Examples:
+  ingestctl tenant set acme --events-per-second 10000 --events-burst 20000
+  ingestctl tenant set acme --events-per-day 50000000 --type-quota page_view=500/1000")]
+    Set {
+        /// Which tenant
+        #[arg(value_parser = tenant_name)]
+        tenant: String,
+        #[command(flatten)]
+        quota: QuotaArgs,
+    },
+    /// Show one tenant, its whole quota and its keys
+    #[command(after_help = "\
+Examples:
+  ingestctl tenant show acme")]
+    Show {
+        /// Which tenant
+        #[arg(value_parser = tenant_name)]
+        tenant: String,
+    },
     /// List tenants, their quotas and keys
     #[command(after_help = "\
 Examples:
@@ -90,6 +118,15 @@ struct AddArgs {
     /// Its name: a small letter, then up to 62 of a-z, 0-9, _ and -
     #[arg(value_parser = tenant_name)]
     tenant: String,
+    #[command(flatten)]
+    quota: QuotaArgs,
+    /// Reject invalid events instead of keeping them as dead letters
+    #[arg(long)]
+    strict: bool,
+}
+
+#[derive(Debug, Args)]
+struct QuotaArgs {
     /// Events a second, over time
     #[arg(long, value_name = "N")]
     events_per_second: Option<u64>,
@@ -102,9 +139,34 @@ struct AddArgs {
     /// Bytes at once; as many as a second's if not given
     #[arg(long, value_name = "SIZE")]
     bytes_burst: Option<crate::config::Size>,
-    /// Reject invalid events instead of keeping them as dead letters
-    #[arg(long)]
-    strict: bool,
+    /// Events a day, UTC
+    #[arg(long, value_name = "N")]
+    events_per_day: Option<u64>,
+    /// Bytes a day, UTC
+    #[arg(long, value_name = "SIZE")]
+    bytes_per_day: Option<crate::config::Size>,
+    /// How many event types it may name
+    #[arg(long, value_name = "N")]
+    event_types: Option<u64>,
+    /// Its share where tenants take turns, 1 to 100
+    #[arg(long, value_name = "N")]
+    weight: Option<u32>,
+    /// Events a second of one event type, and at once; may be given more than once
+    #[arg(long = "type-quota", value_name = "TYPE=N[/BURST]", value_parser = type_quota)]
+    type_quotas: Vec<(EventType, TypeQuota)>,
+}
+
+/// `page_view=100` or `page_view=100/500`.
+fn type_quota(text: &str) -> Result<(EventType, TypeQuota), String> {
+    let fault = || format!("{text:?} is not TYPE=N or TYPE=N/BURST");
+    let (name, numbers) = text.rsplit_once('=').ok_or_else(fault)?;
+    let event_type = EventType::new(name).map_err(|error| error.to_string())?;
+    let (rate, burst) = match numbers.split_once('/') {
+        Some((rate, burst)) => (rate, Some(burst.parse().map_err(|_| fault())?)),
+        None => (numbers, None),
+    };
+    let rate = rate.parse().map_err(|_| fault())?;
+    Ok((event_type, TypeQuota { events_per_second: Some(rate), events_burst: burst }))
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -146,6 +208,8 @@ struct ListedKey {
 pub async fn run(args: TenantArgs, context: &Context) -> Result<Verdict, Fault> {
     match args.command {
         TenantCommand::Add(add) => new_key(context, PATH, &add.body()).await,
+        TenantCommand::Set { tenant, quota } => set(context, &tenant, quota.body()).await,
+        TenantCommand::Show { tenant } => show(context, &tenant).await,
         TenantCommand::List => list(context).await,
         TenantCommand::Rotate { tenant, expire_old_after } => {
             let mut body = Map::new();
@@ -159,21 +223,44 @@ pub async fn run(args: TenantArgs, context: &Context) -> Result<Verdict, Fault> 
     }
 }
 
-impl AddArgs {
-    fn body(&self) -> Value {
+impl QuotaArgs {
+    /// What was given.
+    fn body(&self) -> Map<String, Value> {
         let mut body = Map::new();
-        body.insert("tenant".to_owned(), self.tenant.clone().into());
         let numbers = [
             ("events_per_second", self.events_per_second),
             ("events_burst", self.events_burst),
             ("bytes_per_second", self.bytes_per_second.map(|s| s.0)),
             ("bytes_burst", self.bytes_burst.map(|s| s.0)),
+            ("events_per_day", self.events_per_day),
+            ("bytes_per_day", self.bytes_per_day.map(|s| s.0)),
+            ("event_types", self.event_types),
+            ("weight", self.weight.map(u64::from)),
         ];
         for (name, value) in numbers {
             if let Some(value) = value {
                 body.insert(name.to_owned(), value.into());
             }
         }
+        if !self.type_quotas.is_empty() {
+            let types = self.type_quotas.iter().map(|(name, limit)| {
+                let mut body = Map::new();
+                body.insert("events_per_second".to_owned(), limit.events_per_second.into());
+                if limit.events_burst.is_some() {
+                    body.insert("events_burst".to_owned(), limit.events_burst.into());
+                }
+                (name.to_string(), Value::Object(body))
+            });
+            body.insert("types".to_owned(), Value::Object(types.collect()));
+        }
+        body
+    }
+}
+
+impl AddArgs {
+    fn body(&self) -> Value {
+        let mut body = self.quota.body();
+        body.insert("tenant".to_owned(), self.tenant.clone().into());
         if self.strict {
             body.insert("strict".to_owned(), true.into());
         }
@@ -209,6 +296,41 @@ async fn switch(context: &Context, tenant: &str, verb: &str) -> Result<Verdict, 
     Ok(Verdict::Done)
 }
 
+async fn set(context: &Context, tenant: &str, quota: Map<String, Value>) -> Result<Verdict, Fault> {
+    if quota.is_empty() {
+        return Err(Fault::Usage("say what to change; `tenant set --help` lists it".to_owned()));
+    }
+    let path = format!("{PATH}/{tenant}/quota");
+    let document = context.admin()?.post(&path, &Value::Object(quota)).await?;
+    if context.out.json {
+        context.out.document(&document)?;
+    } else {
+        context.out.line(&format!("the quota of {tenant} is changed"))?;
+    }
+    Ok(Verdict::Done)
+}
+
+async fn show(context: &Context, tenant: &str) -> Result<Verdict, Fault> {
+    let document = context.admin()?.get(PATH).await?;
+    let mut all: Tenants = admin::shape(PATH, &document)?;
+    let Some(at) = all.tenants.iter().position(|listed| listed.tenant == tenant) else {
+        return Err(Fault::failed(
+            format!("there is no tenant {tenant}"),
+            "see `ingestctl tenant list`",
+        ));
+    };
+    if context.out.json {
+        let shown = document.get("tenants").and_then(|tenants| tenants.get(at));
+        context.out.document(shown.unwrap_or(&Value::Null))?;
+        return Ok(Verdict::Done);
+    }
+    let listed = all.tenants.swap_remove(at);
+    for (name, value) in listed.lines() {
+        context.out.line(&format!("{name:<20} {value}"))?;
+    }
+    Ok(Verdict::Done)
+}
+
 async fn list(context: &Context) -> Result<Verdict, Fault> {
     let document = context.admin()?.get(PATH).await?;
     if context.out.json {
@@ -216,15 +338,26 @@ async fn list(context: &Context) -> Result<Verdict, Fault> {
         return Ok(Verdict::Done);
     }
     let listed: Tenants = admin::shape(PATH, &document)?;
-    let mut table = Table::new(&["TENANT", "STATE", ">EVENTS/S", ">BYTES/S", "CHECKING", "KEYS"]);
+    let mut table = Table::new(&[
+        "TENANT",
+        "STATE",
+        ">EVENTS/S",
+        ">BYTES/S",
+        ">EVENTS/DAY",
+        ">WEIGHT",
+        "CHECKING",
+        "KEYS",
+    ]);
     for tenant in &listed.tenants {
         table.row(vec![
             human::safe(&tenant.tenant),
-            if tenant.enabled { "enabled" } else { "disabled" }.to_owned(),
+            tenant.state().to_owned(),
             tenant.quota.events_per_second.map_or("no limit".to_owned(), human::count),
             tenant.quota.bytes_per_second.map_or("no limit".to_owned(), human::bytes),
-            if tenant.strict { "strict" } else { "dead letters" }.to_owned(),
-            tenant.keys.iter().map(ListedKey::shown).collect::<Vec<_>>().join(", "),
+            tenant.quota.events_per_day.map_or("no limit".to_owned(), human::count),
+            tenant.quota.weight().to_string(),
+            tenant.checking().to_owned(),
+            tenant.keys(),
         ]);
     }
     if table.is_empty() {
@@ -234,6 +367,49 @@ async fn list(context: &Context) -> Result<Verdict, Fault> {
         context.out.table(&table)?;
     }
     Ok(Verdict::Done)
+}
+
+impl Listed {
+    fn state(&self) -> &'static str {
+        if self.enabled { "enabled" } else { "disabled" }
+    }
+
+    fn checking(&self) -> &'static str {
+        if self.strict { "strict" } else { "dead letters" }
+    }
+
+    fn keys(&self) -> String {
+        self.keys.iter().map(ListedKey::shown).collect::<Vec<_>>().join(", ")
+    }
+
+    /// Everything, a name and a value each.
+    fn lines(&self) -> Vec<(String, String)> {
+        let quota = &self.quota;
+        let events = |n: Option<u64>| n.map_or("no limit".to_owned(), human::count);
+        let bytes = |n: Option<u64>| n.map_or("no limit".to_owned(), human::bytes);
+        let line = |name: &str, value: String| (name.to_owned(), value);
+        let mut lines = vec![
+            line("tenant", human::safe(&self.tenant)),
+            line("state", self.state().to_owned()),
+            line("checking", self.checking().to_owned()),
+            line("events a second", events(quota.events_per_second)),
+            line("events at once", events(quota.events_burst.or(quota.events_per_second))),
+            line("bytes a second", bytes(quota.bytes_per_second)),
+            line("bytes at once", bytes(quota.bytes_burst.or(quota.bytes_per_second))),
+            line("events a day", events(quota.events_per_day)),
+            line("bytes a day", bytes(quota.bytes_per_day)),
+            line("event types", human::count(quota.event_types())),
+            line("weight", quota.weight().to_string()),
+        ];
+        for (name, limit) in &quota.types {
+            let burst = limit.events_burst.or(limit.events_per_second);
+            let text =
+                format!("{} a second, {} at once", events(limit.events_per_second), events(burst));
+            lines.push((human::safe(name.as_str()), text));
+        }
+        lines.push(line("keys", self.keys()));
+        lines
+    }
 }
 
 impl ListedKey {

@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::problem::Problem;
 use crate::{
     faults::{Bug, planted},
+    quota::Refused,
     shed::ShedReason,
 };
 
@@ -44,6 +45,8 @@ pub struct Refusal {
     pub errors: Vec<ItemError>,
     /// True where `errors` does not list all.
     pub errors_truncated: bool,
+    /// A slot is held for the client: its Retry-After is told as it is.
+    pub exact: bool,
     /// What else goes into the answer's headers.
     pub headers: Vec<(HeaderName, HeaderValue)>,
 }
@@ -65,6 +68,7 @@ impl Refusal {
             detail: detail.into(),
             errors: Vec::new(),
             errors_truncated: false,
+            exact: false,
             headers: Vec::new(),
         }
     }
@@ -76,8 +80,14 @@ impl Refusal {
             detail: reason.describe().to_owned(),
             errors: Vec::new(),
             errors_truncated: false,
+            exact: false,
             headers: Vec::new(),
         }
+    }
+
+    /// A request over its tenant's quota.
+    pub(super) fn over_quota(refused: &Refused) -> Self {
+        Self { exact: refused.promised, ..Self::shed(refused.reason, refused.after) }
     }
 
     /// With one more header.
@@ -144,7 +154,7 @@ pub(super) fn refuse(refusal: &Refusal, request_id: &str) -> Answer {
     let headers = answer.headers_mut();
     if let Kind::Shed(reason, after) = refusal.kind {
         if !planted(Bug::NoRetryAfter) {
-            let seconds = retry_after_seconds(after);
+            let seconds = retry_after_seconds(after, refusal.exact);
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         headers.insert(SHED_REASON, HeaderValue::from_static(reason.as_str()));
@@ -170,10 +180,36 @@ pub(super) fn json(status: StatusCode, media_type: &'static str, body: &impl Ser
     answer
 }
 
+/// The longest that anybody is told to stay away: until the next day begins.
+const LONGEST_SECONDS: u64 = 86_400;
+/// Clients that were refused together are spread over no more than this.
+const SPREAD_SECONDS: u64 = 1800;
+
 /// At least `after`, in whole seconds, and up to half as much again, so that clients which were
-/// refused together do not come back together.
-fn retry_after_seconds(after: Duration) -> u64 {
+/// refused together do not come back together. Whose slot is held (`exact`) is alone there.
+fn retry_after_seconds(after: Duration, exact: bool) -> u64 {
     let least = after.as_secs() + u64::from(after.subsec_nanos() != 0);
-    let least = least.clamp(1, 3600);
-    least + rand::rng().random_range(0..=least.div_ceil(2))
+    let least = least.clamp(1, LONGEST_SECONDS);
+    if exact {
+        return least;
+    }
+    least + rand::rng().random_range(0..=least.div_ceil(2).min(SPREAD_SECONDS))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whose_slot_is_held_is_told_when_and_others_are_spread() {
+        for (after, least) in [(0, 1), (1, 1), (1_001, 2), (90_000, 90), (50_000_000, 50_000)] {
+            let after = Duration::from_millis(after);
+            assert_eq!(retry_after_seconds(after, true), least);
+            for _ in 0..100 {
+                let told = retry_after_seconds(after, false);
+                assert!((least..=least + least.div_ceil(2).min(1800)).contains(&told), "{told}");
+            }
+        }
+        assert_eq!(retry_after_seconds(Duration::from_secs(1 << 40), true), 86_400);
+    }
 }

@@ -4,7 +4,7 @@ use std::{
     io,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
@@ -19,6 +19,7 @@ use tokio::{
 };
 
 use super::{Timeouts, bare, crowd::Place};
+use crate::quota::{Line, Patience};
 
 /// How long, and for how many bytes, a closed connection is read on, so that a client that is still
 /// sending gets to read its answer instead of a reset. Many clients send a body whole before they
@@ -43,6 +44,7 @@ pub(super) struct Pulse {
     receiving: AtomicU32,
     closing: AtomicBool,
     close: Notify,
+    patience: Mutex<Patience>,
 }
 
 /// Why a connection was closed.
@@ -66,6 +68,7 @@ impl Pulse {
             receiving: AtomicU32::new(0),
             closing: AtomicBool::new(false),
             close: Notify::new(),
+            patience: Mutex::default(),
         })
     }
 
@@ -160,6 +163,27 @@ impl Busy {
     pub(super) fn receiving(&self) -> Receiving {
         self.pulse.receiving.fetch_add(1, Ordering::Relaxed);
         Receiving(Arc::clone(&self.pulse))
+    }
+
+    /// What its client was told when it was refused for its quota.
+    pub(super) fn patience(&self) -> &Mutex<Patience> {
+        &self.pulse.patience
+    }
+
+    /// Requests in a row that came before they were told to.
+    pub(super) fn impolite(&self) -> u32 {
+        self.pulse.patience.lock().unwrap_or_else(PoisonError::into_inner).impolite()
+    }
+
+    /// The connection ends once what is under way is answered.
+    pub(super) fn ends_connection(&self) {
+        self.pulse.close();
+    }
+
+    /// How the connection stands where it stays open after a refusal (`keeps`).
+    pub(super) fn line(&self, keeps: bool) -> Line {
+        let multiplexed = self.pulse.http2.load(Ordering::Relaxed);
+        Line { keeps: keeps || multiplexed, multiplexed }
     }
 }
 

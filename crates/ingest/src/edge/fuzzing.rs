@@ -93,6 +93,7 @@ pub fn run(
     permit: Permit,
 ) -> Option<Outcome> {
     let work = Work {
+        types: None,
         coding: from_headers(&parts.headers).unwrap_or(Coding::Identity),
         parts,
         body,

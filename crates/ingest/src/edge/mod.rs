@@ -1,6 +1,5 @@
 //! The public side: TLS, keys, limits, protocols.
 
-mod admit;
 pub mod answer;
 mod bare;
 mod body;

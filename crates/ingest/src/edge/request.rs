@@ -8,7 +8,6 @@ use std::{
     time::Instant,
 };
 
-use futures_util::FutureExt;
 use http::{HeaderValue, Method, Request, StatusCode, Version, header, request::Parts};
 use http_body::Body;
 use http_body_util::BodyExt;
@@ -18,7 +17,6 @@ use tracing::Instrument;
 
 use super::{
     Limits, Timeouts,
-    admit::{Account, Admission},
     answer::{self, Answer, ItemError, Kind, Refusal},
     body::{self, ReadError, ReadLimits},
     coding::{self, Coding},
@@ -36,6 +34,7 @@ use crate::{
     clock::Clock,
     faults::{self, Bug, Point, planted},
     metrics,
+    quota::{Account, Admitted, Quotas},
     shed::{Pressure, ShedReason},
     tenants::{Caller, Tenants},
     writer::{Append, AppendError, Appended},
@@ -52,7 +51,7 @@ pub(super) struct Shared {
     pub clock: Arc<dyn Clock>,
     pub budget: Arc<Budget>,
     pub pressure: Arc<dyn Pressure>,
-    pub admission: Admission,
+    pub quotas: Arc<Quotas>,
     pub draining: AtomicBool,
     pub in_flight: AtomicUsize,
     /// Who is worked on next, of the bodies that are not small.
@@ -93,6 +92,23 @@ struct Exchange {
     busy: Busy,
 }
 
+/// By how much longer each refusal takes for a client that does not wait as it was told, and how long
+/// at most. It costs us nothing, and keeps the processor for those who do.
+const PACE: std::time::Duration = std::time::Duration::from_millis(10);
+const PACE_MAX: std::time::Duration = std::time::Duration::from_millis(200);
+/// So many refusals in a row that were not waited for end the connection.
+const IMPOLITE_MAX: u32 = 30;
+
+impl Exchange {
+    /// Holds back the refusal of a client that did not wait for the last one's time.
+    async fn slow_down(&self, refusal: &Refusal) {
+        let impolite = self.busy.impolite();
+        if impolite != 0 && matches!(refusal.kind, Kind::Shed(..)) {
+            tokio::time::sleep((PACE * impolite).min(PACE_MAX)).await;
+        }
+    }
+}
+
 /// Answers one request.
 pub(super) async fn serve(shared: Arc<Shared>, request: Request<Incoming>, busy: Busy) -> Answer {
     // Those that come while draining are refused: the end does not wait for them.
@@ -113,11 +129,18 @@ pub(super) async fn serve(shared: Arc<Shared>, request: Request<Incoming>, busy:
     let result = respond(&shared, parts, body, &mut exchange).instrument(span.clone()).await;
     let mut answer = match result {
         Ok(answer) => answer,
-        Err(refusal) => refused(&refusal, &exchange, &span),
+        Err(refusal) => {
+            exchange.slow_down(&refusal).await;
+            refused(&refusal, &exchange, &span)
+        }
     };
     let close = exchange.unread
+        || IMPOLITE_MAX <= exchange.busy.impolite()
         || answer.status() == StatusCode::UNAUTHORIZED
         || shared.draining.load(Ordering::Relaxed);
+    if IMPOLITE_MAX <= exchange.busy.impolite() && version == Version::HTTP_2 {
+        exchange.busy.ends_connection();
+    }
     finish(&mut answer, &exchange, close && version < Version::HTTP_2);
     span.in_scope(|| tracing::debug!(status = answer.status().as_u16(), "request answered"));
     let name = exchange.protocol.map_or("none", |protocol| protocol.name);
@@ -154,7 +177,8 @@ fn span(parts: &Parts, request_id: &str) -> tracing::Span {
 
 fn refused(refusal: &Refusal, exchange: &Exchange, span: &tracing::Span) -> Answer {
     let _in_span = span.enter();
-    tracing::debug!(code = refusal.code(), detail = ?refusal.detail, "request refused");
+    let impolite = exchange.busy.impolite();
+    tracing::debug!(code = refusal.code(), detail = ?refusal.detail, impolite, "request refused");
     if let Kind::Shed(reason, _) = refusal.kind {
         metrics::shed_requests(reason.as_str(), 1);
     }
@@ -210,16 +234,17 @@ async fn respond(
     exchange.busy.is_known(&caller.tenant.id);
     // From here on no way out, not even a client that hangs up, leaves nothing in the books.
     let mut unread = shared.books.unread(&caller.tenant.id, declared);
-    let (protocol, coding) = match gate(shared, &parts, &caller, &candidates, declared, exchange) {
-        Ok(passed) => passed,
+    let gated = gate(shared, &parts, &caller, &candidates, declared, exchange);
+    let (protocol, coding, mut admitted) = match gated {
+        Ok(gated) => gated,
         Err(refusal) => {
-            let again = matches!(refusal.kind, Kind::Shed(..));
-            exchange.unread = !(again && is_passed_over(body, declared));
+            exchange.unread = !passed_over(&refusal, &parts, body).await;
             return Err(refusal);
         }
     };
 
     let share = shared.budget.share(&caller.tenant.id, caller.tenant.weight());
+    admitted.begin_reading();
     let receiving = exchange.busy.receiving();
     let read = body::read(body, shared.read_limits(), &share).await;
     drop(receiving);
@@ -228,9 +253,8 @@ async fn respond(
     faults::at(Point::BodyRead);
     let length = bytes.len() as u64;
     unread.set_bytes(length);
-    if let (None, Some(account)) = (declared, &exchange.account) {
-        account.charge_bytes(length);
-    }
+    admitted.read(length);
+    let types = exchange.account.as_ref().map(Account::types);
     let received_at = shared.clock.now();
     let work = Work {
         parts,
@@ -242,29 +266,11 @@ async fn respond(
         limits: Arc::clone(&shared.limits),
         received_at,
         base_id: exchange.base_id,
+        types,
         permit,
     };
     let done = run(shared, work).await?;
-    settle(shared, (unread, received_at), protocol, done, exchange).await
-}
-
-/// Bodies up to this size are passed over where they are there already, so that a refusal for now does not
-/// cost the client its connection, and the server the next one's beginning.
-const PASSED_OVER_BYTES: u64 = 16 << 10;
-
-/// Takes what is left of a small body off the connection without waiting; true where nothing is left.
-fn is_passed_over(mut body: Incoming, declared: Option<u64>) -> bool {
-    if declared.is_none_or(|bytes| PASSED_OVER_BYTES < bytes) {
-        return false;
-    }
-    while !body.is_end_stream() {
-        match body.frame().now_or_never() {
-            Some(Some(Ok(_))) => {}
-            Some(None) => return true,
-            Some(Some(Err(_))) | None => return false,
-        }
-    }
-    true
+    settle(shared, (unread, received_at), protocol, (done, admitted), exchange).await
 }
 
 fn health(shared: &Shared, parts: &Parts) -> Option<Answer> {
@@ -334,7 +340,7 @@ fn gate(
     candidates: &[&'static Protocol],
     declared: Option<u64>,
     exchange: &mut Exchange,
-) -> Result<(&'static Protocol, Coding), Refusal> {
+) -> Result<(&'static Protocol, Coding, Admitted), Refusal> {
     let taker = candidates.iter().copied().find(|protocol| (protocol.takes)(parts));
     if let (Some(protocol), Some(types)) = (taker, caller.event_types())
         && let Some(name) = (protocol.only_type)(parts)
@@ -344,7 +350,7 @@ fn gate(
         return Err(Refusal::problem(Problem::TYPES_FORBIDDEN, detail));
     }
     let tenant = &caller.tenant;
-    exchange.account = shared.admission.account(&tenant.id, &tenant.quota);
+    let account = exchange.account.insert(shared.quotas.account(tenant));
     if shared.draining.load(Ordering::Relaxed) {
         return Err(Refusal::shed(ShedReason::Draining, DRAINING_FOR));
     }
@@ -357,10 +363,10 @@ fn gate(
     }
     let expected = usize::try_from(declared.unwrap_or(0)).unwrap_or(usize::MAX);
     shared.log.room(&tenant.id, expected).map_err(not_appended)?;
-    if let Some(account) = &exchange.account {
-        let taken = account.take_bytes(declared);
-        taken.map_err(|(reason, after)| Refusal::shed(reason, after))?;
-    }
+    let line = exchange.busy.line(is_passed_over(parts, declared));
+    let admitted = account
+        .admit(declared, line, exchange.busy.patience())
+        .map_err(|refused| Refusal::over_quota(&refused))?;
     let Some(protocol) = taker else { return Err(wrong_media_type(parts, candidates)) };
     exchange.protocol = Some(protocol);
     let coding = coding::from_headers(&parts.headers).map_err(|found| {
@@ -369,7 +375,40 @@ fn gate(
         Refusal::problem(Problem::CONTENT_CODING, detail)
             .with(header::ACCEPT_ENCODING, HeaderValue::from_static(coding::TAKEN))
     })?;
-    Ok((protocol, coding))
+    Ok((protocol, coding, admitted))
+}
+
+/// Bodies up to this size are read over where they are refused for now, so that the connection stays
+/// open for the next try.
+const PASSED_OVER_BYTES: u64 = 64 << 10;
+/// How long that may take: most come with their head.
+const PASSED_OVER_IN: std::time::Duration = std::time::Duration::from_millis(50);
+
+/// True where a body that is refused for now is read over. Who waits to be told before it sends
+/// its body does not send it.
+fn is_passed_over(parts: &Parts, declared: Option<u64>) -> bool {
+    let waits = parts.headers.contains_key(header::EXPECT);
+    !waits && declared.is_some_and(|bytes| bytes <= PASSED_OVER_BYTES)
+}
+
+/// Reads over the body of a request that is refused for now; true where nothing of it is left.
+async fn passed_over(refusal: &Refusal, parts: &Parts, mut body: Incoming) -> bool {
+    if body.is_end_stream() {
+        return true;
+    }
+    let again = matches!(refusal.kind, Kind::Shed(..));
+    if !again || !is_passed_over(parts, body.size_hint().exact()) {
+        return false;
+    }
+    let over = async {
+        while let Some(frame) = body.frame().await {
+            if frame.is_err() {
+                return false;
+            }
+        }
+        true
+    };
+    tokio::time::timeout(PASSED_OVER_IN, over).await.unwrap_or(false)
 }
 
 fn wrong_media_type(parts: &Parts, candidates: &[&'static Protocol]) -> Refusal {
@@ -431,16 +470,18 @@ async fn settle(
     shared: &Shared,
     (unread, received_at): (Unread, ReceivedAt),
     protocol: &'static Protocol,
-    done: Done,
+    (done, admitted): (Done, Admitted),
     exchange: &mut Exchange,
 ) -> Result<Answer, Refusal> {
     let received: Vec<_> =
         done.types.iter().map(|(name, items)| (name.clone(), items.received)).collect();
-    let events = received.iter().map(|(_, count)| count).sum();
-    let mut entry = unread.count(received_at, received);
-    if let Some(Err((reason, after))) = exchange.account.as_ref().map(|a| a.take_events(events)) {
-        entry.shed(reason);
-        return Err(Refusal::shed(reason, after));
+    let mut entry = unread.count(received_at, received.clone());
+    let Exchange { account, busy, .. } = exchange;
+    if let Some(account) = account
+        && let Err(refused) = admitted.settle(&received, account, busy.line(true), busy.patience())
+    {
+        entry.shed(refused.reason);
+        return Err(Refusal::over_quota(&refused));
     }
     for (name, items) in &done.types {
         for (code, events) in items.rejected.iter() {

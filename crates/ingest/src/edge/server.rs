@@ -27,7 +27,6 @@ use tokio::{
 
 use super::{
     EdgeConfig, Limits, Timeouts,
-    admit::Admission,
     connection::{Pulse, Watched},
     crowd::{Crowd, Place},
     judge::Judge,
@@ -40,6 +39,7 @@ use crate::{
     budget::{Budget, Permit},
     clock::Clock,
     metrics,
+    quota::Quotas,
     shed::Pressure,
     tenants::Tenants,
     writer::Append,
@@ -63,6 +63,8 @@ pub struct EdgeParts {
     pub budget: Arc<Budget>,
     /// Says what behind the log is full.
     pub pressure: Arc<dyn Pressure>,
+    /// Bounds what each tenant sends.
+    pub quotas: Arc<Quotas>,
 }
 
 /// Why the edge cannot start.
@@ -156,7 +158,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// # Errors
 /// [`EdgeError`].
 pub async fn bind(parts: EdgeParts) -> Result<Edge, EdgeError> {
-    let EdgeParts { config, tenants, normalizer, log, books, clock, budget, pressure } = parts;
+    let EdgeParts { config, tenants, normalizer, log, books, clock, budget, pressure, quotas } =
+        parts;
     let tls = match &config.tls {
         Some(files) => Some(Arc::new(Tls::load(files, Arc::clone(&clock))?)),
         None => None,
@@ -177,7 +180,7 @@ pub async fn bind(parts: EdgeParts) -> Result<Edge, EdgeError> {
         clock,
         budget,
         pressure,
-        admission: Admission::new(),
+        quotas,
         draining: AtomicBool::new(false),
         in_flight: AtomicUsize::new(0),
         turns: Turns::new(processors),

@@ -22,6 +22,7 @@ use crate::{
     budget::{Full, Permit, Share},
     faults::{Bug, planted},
     normalize::{Item, JudgeContext, Judged, Verdict},
+    quota::Types,
     tenants::Caller,
 };
 
@@ -45,6 +46,8 @@ pub(super) struct Work {
     pub limits: Arc<Limits>,
     pub received_at: ReceivedAt,
     pub base_id: [u8; 16],
+    /// Bounds the types the tenant may name.
+    pub types: Option<Types>,
     pub permit: Permit,
 }
 
@@ -111,6 +114,7 @@ impl Work {
             context,
             limits: &self.limits,
             base_id: self.base_id,
+            types: self.types.as_ref(),
             errors_max: self.protocol.errors_max,
             permit: &mut self.permit,
             held: 0,
@@ -197,6 +201,11 @@ struct Kinds {
 }
 
 impl Kinds {
+    fn knows(&self, event_type: &EventType) -> bool {
+        let last = self.types.get(self.last).is_some_and(|(known, _)| known == event_type);
+        last || self.places.contains_key(event_type)
+    }
+
     fn count(&mut self, event_type: &EventType) -> Option<&mut Items> {
         if self.types.get(self.last).is_none_or(|(known, _)| known != event_type) {
             self.last = match self.places.get(event_type) {
@@ -229,6 +238,7 @@ struct Bench<'a> {
     context: JudgeContext<'a>,
     limits: &'a Limits,
     base_id: [u8; 16],
+    types: Option<&'a Types>,
     errors_max: usize,
     permit: &'a mut Permit,
     /// Bytes of the permit that are the batch's.
@@ -268,7 +278,33 @@ impl Bench<'_> {
         Ok(index)
     }
 
+    /// True where events may be counted under this type. One that the key may not send must be known
+    /// already: it takes no place of the tenant's.
+    fn may_name(&self, judged: &Judged<'_>) -> bool {
+        let Some(types) = self.types else { return true };
+        if self.kinds.knows(&judged.event_type) || judged.event_type == EventType::unnamed() {
+            return true;
+        }
+        match &judged.verdict {
+            Verdict::Rejected(_) => types.knows(&judged.event_type),
+            Verdict::Accepted | Verdict::DeadLetter(_) => types.take(&judged.event_type),
+        }
+    }
+
     fn take(&mut self, judged: Judged<'_>, place: Place) -> ControlFlow<()> {
+        if !self.may_name(&judged) {
+            let reason = match judged.verdict {
+                Verdict::Rejected(reason) => reason,
+                Verdict::Accepted | Verdict::DeadLetter(_) => {
+                    let most = self.types.map_or(0, Types::most);
+                    let message = format!(
+                        "the tenant may send {most} event types, and has named as many already"
+                    );
+                    Reason::new(Code::TooManyTypes, "", message)
+                }
+            };
+            return self.reject(None, judged.client_id.as_deref(), place, reason);
+        }
         let dead = match judged.verdict {
             Verdict::Accepted => None,
             Verdict::DeadLetter(reason) if !self.context.tenant.strict => Some(reason),

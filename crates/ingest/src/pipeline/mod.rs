@@ -34,6 +34,7 @@ use crate::{
     log::LogHandle,
     metrics,
     normalize::Normalizer,
+    quota::Quotas,
     sink::Sinks,
     tenants::Tenants,
     writer::Writers,
@@ -65,6 +66,8 @@ pub struct Pipeline {
     pub normalizer: Arc<Normalizer>,
     /// What came in and what became of it.
     pub books: Arc<Books>,
+    /// What each tenant may send.
+    pub quotas: Arc<Quotas>,
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// The memory that requests share.
@@ -195,7 +198,11 @@ impl Pipeline {
     /// # Errors
     /// As writing a file; tried again at the next call.
     pub fn write_books(&self) -> std::io::Result<()> {
-        self.unlogged().write(&self.books, self.clock.now())
+        let now = self.clock.now();
+        self.quotas.know(&self.tenants.list());
+        let mut unlogged = self.unlogged();
+        unlogged.set_usage(self.quotas.usage());
+        unlogged.write(&self.books, now)
     }
 
     /// The last record of a clean stop.
@@ -203,7 +210,10 @@ impl Pipeline {
     /// # Errors
     /// As writing a file; the next start notes that it does not know.
     pub fn close_books(&self) -> std::io::Result<()> {
-        self.unlogged().close(&self.books, self.clock.now())
+        let now = self.clock.now();
+        let mut unlogged = self.unlogged();
+        unlogged.set_usage(self.quotas.usage());
+        unlogged.close(&self.books, now)
     }
 
     /// Stops taking events; the process ends once all that was taken is where it belongs.
@@ -267,6 +277,7 @@ fn differing(old: &Config, new: &Config) -> Vec<String> {
         ("edge", old.edge == new.edge),
         ("admin", old.admin == new.admin),
         ("budget", old.budget == new.budget),
+        ("quota_store", old.quota_store == new.quota_store),
         ("log", old.log == new.log),
         ("schemas", old.schemas == new.schemas),
         ("sink", old.sink == new.sink),

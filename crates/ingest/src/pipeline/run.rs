@@ -25,6 +25,7 @@ use crate::{
     json::ScanLimits,
     log,
     normalize::{Normalizer, SchemaStore},
+    quota::{self, Quotas},
     sink::{self, SinkConfig, SinkParts, source::LogSource},
     storage::{Disk, Storage},
     tenants::Tenants,
@@ -116,7 +117,8 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let built = built.map_err(part("start"))??;
     // Only now: what a second start on the same folder is told is that the folder is in use.
     let admin_listener = bind(&admin_listen, "admin.listen").await?;
-    let (pipeline, edge) = built.listen().await?;
+    let (pipeline, edge, fleet) = built.listen().await?;
+    let fleet = fleet.map(|fleet| tokio::spawn(take_leases(fleet, Arc::clone(&pipeline))));
 
     let admin_address = admin_listener.local_addr().map_err(part("admin.listen"))?;
     let (stop_admin, stopped) = tokio::sync::oneshot::channel::<()>();
@@ -132,6 +134,10 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     wait_for_the_end(&pipeline).await?;
     let result = stop_all(&pipeline, serving).await;
     tenants.abort();
+    if let Some(fleet) = fleet {
+        // Gives back what is left; what it cannot give back lapses.
+        tokio::time::timeout(Duration::from_secs(1), fleet).await.ok();
+    }
     stop_admin.send(()).ok();
     match tokio::time::timeout(Duration::from_secs(2), admin).await {
         Ok(Ok(Err(error))) => tracing::warn!(%error, "the admin side ended with an error"),
@@ -188,6 +194,8 @@ struct Built {
     unlogged: UnloggedLedger,
     budget: Arc<Budget>,
     division: Division,
+    quotas: Arc<Quotas>,
+    fleet: Option<quota::Fleet>,
 }
 
 impl Building {
@@ -205,14 +213,7 @@ impl Building {
         let recovery: Vec<String> = opened.recovery.iter().map(ToString::to_string).collect();
         recovery.iter().for_each(|what| tracing::info!("{what}"));
 
-        let schemas = SchemaStore::open(Arc::clone(&storage), dir.join("schemas-by-hash"))
-            .map_err(part("schemas"))?;
-        let schemas = Arc::new(schemas);
-        let limits = &config.edge.limits;
-        let scan = ScanLimits { depth: limits.depth, fields: limits.fields };
-        let normalizer = Normalizer::load(&config.schemas, Arc::clone(&schemas), scan)
-            .map_err(parts("schemas"))?;
-
+        let (schemas, normalizer) = load_schemas(&config, &storage)?;
         let tenants = load_tenants(&config, dev_key.as_deref(), &clock)?;
 
         let books = Arc::new(Books::default());
@@ -247,6 +248,9 @@ impl Building {
             writers.push(writer::start(log, books, clock, settings).map_err(part("log"))?);
         }
         let writers = Writers::new(writers).ok_or("no partitions").map_err(part("log"))?;
+        let (quotas, fleet) = quota::open(&config.quota_store, &log_id, Arc::clone(&clock))
+            .map_err(part("configuration"))?;
+        restore_quotas(&quotas, &tenants, &books, &unlogged);
         Ok(Built {
             config,
             config_path: options.config,
@@ -263,8 +267,24 @@ impl Building {
             unlogged,
             budget,
             division,
+            quotas,
+            fleet,
         })
     }
+}
+
+/// The schemas by their hash, and today's.
+fn load_schemas(
+    config: &Config,
+    storage: &Arc<dyn Storage>,
+) -> Result<(Arc<SchemaStore>, Normalizer), StartError> {
+    let dir = config.log.dir.join("schemas-by-hash");
+    let store = SchemaStore::open(Arc::clone(storage), dir).map_err(part("schemas"))?;
+    let store = Arc::new(store);
+    let limits = &config.edge.limits;
+    let scan = ScanLimits { depth: limits.depth, fields: limits.fields };
+    let normalizer = Normalizer::load(&config.schemas, Arc::clone(&store), scan);
+    Ok((store, normalizer.map_err(parts("schemas"))?))
 }
 
 fn load_tenants(
@@ -273,7 +293,7 @@ fn load_tenants(
     clock: &Arc<dyn Clock>,
 ) -> Result<Arc<Tenants>, StartError> {
     let dir = config.tenants_dir.clone().unwrap_or_else(|| config.log.dir.join("tenants"));
-    let tenants = Tenants::load(&dir, config.defaults.quota, Arc::clone(clock));
+    let tenants = Tenants::load(&dir, config.defaults.quota.clone(), Arc::clone(clock));
     let tenants = tenants.map_err(part("tenants"))?;
     Ok(Arc::new(match dev_key {
         Some(key) => tenants.with_dev(key),
@@ -298,6 +318,19 @@ fn writer_settings(
     settings
 }
 
+/// What tenants have named and used in earlier runs.
+fn restore_quotas(quotas: &Quotas, tenants: &Tenants, books: &Books, unlogged: &UnloggedLedger) {
+    let pages = books.copy();
+    for tenant in tenants.list() {
+        if let Some(page) = pages.get(&tenant.id) {
+            quotas.restore_types(&tenant, page.types.keys());
+        }
+        if let Some(usage) = unlogged.usage().get(&tenant.id) {
+            quotas.restore_usage(&tenant, *usage);
+        }
+    }
+}
+
 /// Should the log end before a sink's cursor, its disk lost what it had said was durable. Those offsets
 /// are never given again: the sink would take new events under them for ones it has written.
 fn leave_out_lost(log: &mut log::Log, sinks: &sink::Sinks) -> Result<(), log::AppendFault> {
@@ -312,7 +345,7 @@ fn leave_out_lost(log: &mut log::Log, sinks: &sink::Sinks) -> Result<(), log::Ap
 }
 
 impl Built {
-    async fn listen(self) -> Result<(Arc<Pipeline>, edge::Edge), StartError> {
+    async fn listen(self) -> Result<(Arc<Pipeline>, edge::Edge, Option<quota::Fleet>), StartError> {
         let budget = self.budget;
         let mut config = self.config.edge.clone();
         config.limits.decoded_bytes = Size(self.division.decoded_bytes);
@@ -326,6 +359,7 @@ impl Built {
             clock: Arc::clone(&self.clock),
             budget: Arc::clone(&budget),
             pressure: Arc::<sink::Sinks>::clone(&self.sinks),
+            quotas: Arc::clone(&self.quotas),
         })
         .await
         .map_err(part("edge"))?;
@@ -344,6 +378,7 @@ impl Built {
             normalizer: self.normalizer,
             books: self.books,
             clock: self.clock,
+            quotas: self.quotas,
             budget,
             division: self.division,
             runtime: tokio::runtime::Handle::current(),
@@ -353,8 +388,17 @@ impl Built {
             generation: AtomicU64::new(1),
             draining,
         };
-        Ok((Arc::new(pipeline), edge))
+        Ok((Arc::new(pipeline), edge, self.fleet))
     }
+}
+
+/// Shares the quotas with other edges until the end.
+async fn take_leases(fleet: quota::Fleet, pipeline: Arc<Pipeline>) {
+    let mut draining = pipeline.draining.subscribe();
+    let stop = async move {
+        draining.wait_for(|draining| *draining).await.ok();
+    };
+    fleet.run(Arc::clone(&pipeline.tenants), stop).await;
 }
 
 /// Once a second: writes what left nothing in the log, and says how the books stand.

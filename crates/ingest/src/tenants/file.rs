@@ -174,10 +174,8 @@ impl TenantFile {
     pub(super) fn tenant(&self, id: &TenantId, defaults: &Quota) -> Result<Tenant, String> {
         let keys: Result<Vec<_>, String> = self.keys.iter().map(KeyEntry::key).collect();
         let quota = self.quota.over(defaults);
-        for (name, value) in quota.named() {
-            if value == Some(0) {
-                return Err(format!("quota.{name} is 0; leave it out, or disable the tenant"));
-            }
+        if let Some(fault) = quota.faults().first() {
+            return Err(format!("quota.{fault}"));
         }
         Ok(Tenant {
             id: id.clone(),

@@ -377,7 +377,7 @@ impl Tenants {
             enabled: true,
             strict: new.strict,
             pii_secret: Hex(key::random_bytes()?),
-            quota: new.quota,
+            quota: new.quota.clone(),
             keys: vec![self.entry(&key)],
         };
         self.save(&mut loaded, &new.id, &file)?;
@@ -412,6 +412,15 @@ impl Tenants {
         file.keys = old.into_iter().chain([entry]).collect();
         self.save(&mut loaded, id, &file)?;
         Ok(Rotated { key: key.text, old_keys_expire_at: end })
+    }
+
+    /// Changes what a tenant may send: what `quota` says is set, what it leaves open stays. Blocks on
+    /// files.
+    ///
+    /// # Errors
+    /// [`ChangeError`].
+    pub fn set_quota(&self, id: &TenantId, quota: &Quota) -> Result<(), ChangeError> {
+        self.change(id, |file| file.quota = quota.over(&file.quota))
     }
 
     /// Refuses all keys of a tenant from now on. Blocks on files.

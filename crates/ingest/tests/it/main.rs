@@ -8,6 +8,7 @@ mod ctl;
 mod dedup;
 mod edge;
 mod pipeline;
+mod quota;
 mod rot;
 mod server;
 mod shed;

@@ -210,6 +210,23 @@ fn tenant_add_prints_the_key_alone_and_sends_the_quota() {
 }
 
 #[test]
+fn tenant_set_sends_what_changes_and_nothing_else() {
+    let stub = Stub::start(|_, _| answer(200, json!({"tenant": "acme"})));
+    let line = ["tenant", "set", "acme", "--events-per-day", "500", "--weight", "3"];
+    let types = ["--type-quota", "a=5/10", "--type-quota", "b=7"];
+    let done = ingestctl(&stub.url(), &[&line[..], &types[..]].concat());
+    assert_eq!(done.status, 0, "{done:?}");
+    let asked = stub.asked().remove(0);
+    assert_eq!(asked.line, "POST /api/v1/tenants/acme/quota");
+    let types = json!({"a": {"events_per_second": 5, "events_burst": 10},
+        "b": {"events_per_second": 7}});
+    assert_eq!(asked.json(), json!({"events_per_day": 500, "weight": 3, "types": types}));
+    assert_eq!(ingestctl(&stub.url(), &["tenant", "set", "acme"]).status, 2);
+    let wrong = ["tenant", "set", "acme", "--type-quota", "a=many"];
+    assert_eq!(ingestctl(&stub.url(), &wrong).status, 2);
+}
+
+#[test]
 fn tenants_are_rotated_disabled_and_listed() {
     let stub = Stub::start(|_, asked| match asked.line.as_str() {
         "GET /api/v1/tenants" => answer(
@@ -230,10 +247,14 @@ fn tenants_are_rotated_disabled_and_listed() {
     assert!(done.err.contains("good until 2026-12-01T00:00:00Z"));
     assert_eq!(ingestctl(&url, &["tenant", "disable", "acme"]).out, "acme is disabled\n");
     let list = ingestctl(&url, &["tenant", "list"]).out;
+    let words: Vec<_> = list.split_whitespace().collect();
     assert!(
-        list.contains("acme    disabled     5,000  no limit  strict    k1 (until 2026"),
+        words.join(" ").contains("acme disabled 5,000 no limit no limit 1 strict k1 (until 2026"),
         "{list}"
     );
+    let shown = ingestctl(&url, &["tenant", "show", "acme"]);
+    assert!(shown.out.contains("events at once") && shown.out.contains("strict"), "{shown:?}");
+    assert_eq!(ingestctl(&url, &["tenant", "show", "nobody"]).status, 3);
     let asked = stub.asked();
     assert_eq!(asked[0].line, "POST /api/v1/tenants/acme/rotate");
     assert_eq!(asked[0].json(), json!({"expire_old_after_seconds": 86_400}));

@@ -275,8 +275,10 @@ async fn over_the_quota_of_events_is_429_with_its_fields() {
     reply.is_shed(ShedReason::QuotaEvents);
     assert!(reply.header("ratelimit").is_some());
     assert!(reply.header("connection").is_none());
-    let t = server.page().types[&EventType::new("t").unwrap()];
-    assert_eq!((t.received, t.accepted, t.shed), (6, 5, 1));
+    let page = server.page();
+    let t = page.types[&EventType::new("t").unwrap()];
+    assert_eq!((t.received, t.accepted, t.shed), (5, 5, 0));
+    assert_eq!(page.refused_requests, 1, "refused before its body was looked at");
     server.is_balanced().await;
 }
 
@@ -310,6 +312,82 @@ async fn a_refusal_whose_small_body_is_there_keeps_the_connection() {
     let reply = read_reply(&mut stream).await;
     assert_eq!(reply.is_shed(ShedReason::QuotaBytes).header("connection"), Some("close"));
     is_closed(&mut stream).await;
+}
+
+#[tokio::test]
+async fn who_waits_as_told_is_served_on_its_connection_and_who_does_not_is_counted() {
+    let server = start_with(|setup| setup.quota = per_second(Some(2), None)).await;
+    let request = {
+        let head = server.head(&format!("{JSON}Content-Length: {}\r\n\r\n", ONE.len()));
+        [head.as_bytes(), ONE.as_bytes()].concat()
+    };
+    let mut stream = server.connect().await;
+    let mut other = server.connect().await;
+    let mut told = None;
+    for _ in 0..3 {
+        stream.write_all(&request).await.unwrap();
+        let reply = read_reply(&mut stream).await;
+        told = reply.header("retry-after").map(str::to_owned);
+    }
+    assert_eq!(told.as_deref(), Some("1"), "told without a spread: its slot is held");
+    // Nobody else has it meanwhile.
+    for _ in 0..20 {
+        other.write_all(&request).await.unwrap();
+        read_reply(&mut other).await.is_shed(ShedReason::QuotaEvents);
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    stream.write_all(&request).await.unwrap();
+    read_reply(&mut stream).await.counts(1, 0, 0);
+    server.is_balanced().await;
+}
+
+#[tokio::test]
+async fn who_never_waits_is_closed_in_the_end() {
+    let server = start_with(|setup| setup.quota = per_second(Some(1), None)).await;
+    server.json(&format!("[{}]", [ONE; 60].join(","))).await.counts(60, 0, 0);
+    let head = server.head(&format!("{JSON}Content-Length: {}\r\n\r\n", ONE.len()));
+    let mut stream = server.connect().await;
+    let mut refused = 0;
+    loop {
+        stream.write_all(format!("{head}{ONE}").as_bytes()).await.unwrap();
+        let reply = read_reply(&mut stream).await;
+        // Long before its debt is paid.
+        if reply.status == 200 || reply.header("connection") == Some("close") {
+            break;
+        }
+        reply.is_shed(ShedReason::QuotaEvents);
+        refused += 1;
+    }
+    assert!((10..100).contains(&refused), "{refused}");
+    is_closed(&mut stream).await;
+}
+
+#[tokio::test]
+async fn a_refusal_closes_where_much_of_the_body_would_follow() {
+    let server = start_with(|setup| setup.quota = per_second(None, Some(10))).await;
+    server.json(ONE).await.counts(1, 0, 0);
+    let large = server.head(&format!("{JSON}Content-Length: 100000\r\n\r\n"));
+    let reply = server.raw(large.as_bytes()).await;
+    reply.is_shed(ShedReason::QuotaBytes);
+    assert_eq!(reply.header("connection"), Some("close"));
+    let small = server.post(JSON, ONE.as_bytes()).await;
+    small.is_shed(ShedReason::QuotaBytes);
+    assert!(small.header("connection").is_none());
+}
+
+#[tokio::test]
+async fn one_event_type_more_than_the_tenant_may_name_is_rejected_and_booked_without_its_name() {
+    let quota = Quota { event_types: Some(2), ..Quota::default() };
+    let server = start_with(|setup| setup.quota = quota).await;
+    let reply = server.json(r#"[{"event_type":"a"},{"event_type":"b"},{"event_type":"c"}]"#).await;
+    reply.counts(2, 0, 1);
+    assert_eq!(reply.body["errors"][0]["code"], "too_many_types");
+    let reply = server.json(r#"{"event_type":"d"}"#).await;
+    assert_eq!(reply.status, 400, "{reply:?}");
+    server.json(r#"[{"event_type":"b"},{"event_type":"a"}]"#).await.counts(2, 0, 0);
+    let names: Vec<_> = server.page().types.keys().map(ToString::to_string).collect();
+    assert_eq!(names.len(), 3, "{names:?}");
+    assert_eq!(server.page().types[&EventType::unnamed()].rejected, 2);
     server.is_balanced().await;
 }
 

@@ -19,6 +19,7 @@ use tidegate_ingest::{
     },
     json::ScanLimits,
     normalize::{Item, JudgeContext, Judged, Normalizer, SchemaStore, SchemasConfig, Verdict},
+    quota::Quotas,
     shed::{Pressure, ShedReason},
     storage::Disk,
     tenants::{NewTenant, Quota, Tenants},
@@ -197,6 +198,7 @@ pub async fn start_with(change: impl FnOnce(&mut Setup)) -> Server {
         clock,
         budget: budget.clone(),
         pressure: pressure.clone(),
+        quotas: Quotas::new(Arc::new(SystemClock)),
     })
     .await
     .unwrap();
