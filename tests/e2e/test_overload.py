@@ -43,7 +43,7 @@ def test_a_tenant_far_over_its_quota_costs_no_other_a_refusal(name, tmp_path):
     for victim in victims:
         assert victim["accepted_events"] > 0, f"it was served: {victim}"
         assert not {"429", "503"} & set(victim["codes"]), f"it was not refused: {victim}"
-    quota = report["facts"]["attacker's_quota"]
+    quota = report["facts"]["attacker_quota"]
     accepted = sum(party["measured_events_per_second"] for party in attackers)
     assert 0 < accepted <= quota * 1.05, f"{accepted:.1f} events/s for a quota of {quota}"
     assert any("429" in party["codes"] for party in attackers), f"it was refused: {attackers}"

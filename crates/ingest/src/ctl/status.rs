@@ -20,7 +20,8 @@ use crate::config::Span;
 
 const PATH: &str = "/api/v1/status";
 const OFFSETS: &str = "/api/v1/offsets";
-const BAR_WIDTH: usize = 20;
+/// With it the table fits into 80 columns.
+const BAR_WIDTH: usize = 10;
 
 /// Tell whether the server is well: stages, offsets, sinks, freshness
 #[derive(Debug, Args)]
@@ -28,8 +29,11 @@ const BAR_WIDTH: usize = 20;
 Exit status 0 if the server would accept an event now and nothing in its log is damaged that nobody
 has acknowledged, 1 if not, 3 if it cannot be reached.
 
-  HELD       how full a stage is, of the bytes it may hold
+  HELD       how full a stage is, of the bytes it may hold; for a sink, its backlog in the log
+  BOUND      what it may hold: what drains in budget.delay, for a sink in budget.sink_delay
   DRAIN      what it passes on, measured
+  DELAY      how long what it holds takes at that speed
+  WINDOWS    bytes a sink holds in memory; it may take three times as much for them
   LAG        events accepted that a sink has not made visible yet
   FRESHNESS  the age of the oldest of those
 
@@ -96,7 +100,10 @@ struct Stage {
     name: String,
     bound_bytes: u64,
     held_bytes: u64,
+    floor_bytes: Option<u64>,
+    ceiling_bytes: Option<u64>,
     drain_bytes_per_second: Option<f64>,
+    delay_seconds: Option<f64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -105,8 +112,16 @@ struct Sink {
     name: String,
     lag_events: u64,
     freshness_seconds: f64,
+    policy: String,
     backlog_bytes: Option<u64>,
     bound_bytes: u64,
+    floor_bytes: Option<u64>,
+    ceiling_bytes: Option<u64>,
+    pinned_bytes: u64,
+    drain_bytes_per_second: Option<f64>,
+    delay_seconds: Option<f64>,
+    held_bytes: Option<u64>,
+    memory_bytes: Option<u64>,
     partitions: Vec<Progress>,
     held: Vec<Lane>,
 }
@@ -212,18 +227,47 @@ fn headline(context: &Context, status: &Status) -> Vec<String> {
 }
 
 fn stages(status: &Status) -> Table {
-    let mut table = Table::new(&["STAGE", "HELD", ">BYTES", ">BOUND", ">DRAIN"]);
+    let mut table = Table::new(&["STAGE", "HELD", ">BYTES", ">BOUND", ">DRAIN", ">DELAY", ""]);
     for stage in &status.stages {
-        let bound = stage.bound_bytes;
-        table.row(vec![
-            human::safe(&stage.name),
-            human::bar(stage.held_bytes, bound, BAR_WIDTH),
-            human::bytes(stage.held_bytes),
-            if bound == 0 { "-".to_owned() } else { human::bytes(bound) },
-            stage.drain_bytes_per_second.map_or("-".to_owned(), rate),
-        ]);
+        table.row(bound(&stage.name, stage.held_bytes, stage));
+    }
+    for sink in &status.sinks {
+        let Some(held) = sink.backlog_bytes else { continue };
+        let stage = Stage {
+            bound_bytes: sink.bound_bytes,
+            floor_bytes: sink.floor_bytes,
+            ceiling_bytes: sink.ceiling_bytes,
+            drain_bytes_per_second: sink.drain_bytes_per_second,
+            delay_seconds: sink.delay_seconds,
+            ..Stage::default()
+        };
+        table.row(bound(&format!("sink {}", sink.name), held, &stage));
     }
     table
+}
+
+/// One bound: how much there is of it, how fast it goes, and what that comes to.
+fn bound(name: &str, held: u64, stage: &Stage) -> Vec<String> {
+    let bound = stage.bound_bytes;
+    let drain = stage.drain_bytes_per_second.filter(|drain| 0.0 < *drain);
+    let delay = stage.delay_seconds.or_else(|| drain.map(|drain| held as f64 / drain));
+    // Which end of its range a bound is at says what to change.
+    let end = match bound {
+        0 => "",
+        _ if stage.floor_bytes == stage.ceiling_bytes => "",
+        bound if Some(bound) == stage.floor_bytes => "least",
+        bound if Some(bound) == stage.ceiling_bytes => "most",
+        _ => "",
+    };
+    vec![
+        human::safe(name),
+        human::bar(held, bound, BAR_WIDTH),
+        human::bytes(held),
+        if bound == 0 { "-".to_owned() } else { human::bytes(bound) },
+        drain.map_or("-".to_owned(), rate),
+        delay.map_or("-".to_owned(), human::seconds),
+        end.to_owned(),
+    ]
 }
 
 fn rate(per_second: f64) -> String {
@@ -237,7 +281,7 @@ fn rate(per_second: f64) -> String {
 }
 
 fn sinks(status: &Status) -> Table {
-    let mut table = Table::new(&["SINK", ">LAG", ">FRESHNESS", ">BACKLOG", "STATE"]);
+    let mut table = Table::new(&["SINK", ">LAG", ">FRESHNESS", ">WINDOWS", "STATE"]);
     for sink in &status.sinks {
         let worst = ["stopped", "waiting", "drained"]
             .iter()
@@ -251,11 +295,11 @@ fn sinks(status: &Status) -> Table {
             human::safe(&sink.name),
             human::things(sink.lag_events, "event", "events"),
             human::seconds(sink.freshness_seconds),
-            match (sink.backlog_bytes, sink.bound_bytes) {
+            match (sink.held_bytes, sink.memory_bytes) {
                 (None, _) => "-".to_owned(),
-                (Some(bytes), 0) => human::bytes(bytes),
-                (Some(bytes), bound) => {
-                    format!("{} of {}", human::bytes(bytes), human::bytes(bound))
+                (Some(held), None) => human::bytes(held),
+                (Some(held), Some(memory)) => {
+                    format!("{} of {}", human::bytes(held), human::bytes(memory))
                 }
             },
             state,
@@ -312,6 +356,10 @@ fn troubles(context: &Context, status: &Status) -> Vec<String> {
                 let error = human::safe(error);
                 say(Tone::Bad, format!("{name}: {state} at partition {at}: {error}"));
             }
+        }
+        if sink.policy == "block" && 0 < sink.pinned_bytes {
+            let pinned = human::bytes(sink.pinned_bytes);
+            say(Tone::Warning, format!("{name}: its held lanes keep {pinned} of the log"));
         }
         for lane in &sink.held {
             let what = if lane.dead { " (dead letters)" } else { "" };

@@ -11,7 +11,7 @@ use std::{
         mpsc::{SyncSender, sync_channel},
     },
     thread::JoinHandle,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tidegate_event::TenantId;
@@ -31,6 +31,9 @@ pub const LANES_AT_ONCE: usize = 4;
 /// Of these, lanes of one tenant.
 pub const LANES_OF_ONE: usize = 2;
 
+/// How long a destination that answered is taken to answer.
+const ANSWER_HOLDS: Duration = Duration::from_secs(5);
+
 impl Desk {
     /// True where the tenant has as many writes that do not end as it may have: one more could not
     /// be handed off.
@@ -46,6 +49,7 @@ impl Desk {
     /// Takes the held lane that is due first and that nobody is at.
     pub fn claim(self: &Arc<Self>) -> Option<Claim> {
         let mut board = self.board();
+        self.shared.memory.want_nothing();
         let (now, limit) = (Instant::now(), board.limit());
         let at = |held: &Held| board.notes.get(&held.lane).and_then(|note| note.at).unwrap_or(now);
         let mut due: Vec<&Held> =
@@ -249,9 +253,10 @@ impl Crew {
             return Ok(false);
         };
         let error = match probe.answer() {
+            // Good for a while: where there is no seat, it is not asked at every look.
             Some(Ok(())) => {
-                self.probe = None;
-                return Ok(true);
+                self.probe.take_if(|probe| ANSWER_HOLDS <= probe.asked.elapsed());
+                return Ok(self.probe.is_some());
             }
             Some(Err(error)) => error,
             None if probe.asked.elapsed() < HAND_OFF_AFTER => return Ok(false),

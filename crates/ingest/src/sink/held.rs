@@ -7,6 +7,7 @@ use tidegate_event::{BatchView, Offset};
 
 use super::{
     desk::{Desk, End, LaneOutcome, Onlooker},
+    memory::ROW_BYTES,
     rows::{Lane, Lanes, Row},
     source::{SourceEntry, SourceError, SourceFrame},
     state::Held,
@@ -65,7 +66,7 @@ impl Desk {
         let mut scanned = 0;
         while window.to < end
             && window.bytes < bytes
-            && window.rows < self.cut.rows
+            && window.rows < self.cut.rows.min((bytes / ROW_BYTES).max(1))
             && scanned < bytes.saturating_mul(SCAN_WINDOWS)
         {
             match reader.next()? {

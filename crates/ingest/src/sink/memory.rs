@@ -7,9 +7,13 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// What a window costs at its peak, as a multiple of its bytes: its frames, the reader's buffers,
-/// the sorted rows, one lane's columns and its encoded file.
-pub const FACTOR: u64 = 3;
+/// What a window costs at its peak, as a multiple of its bytes. Measured: 3.1 where all is one lane
+/// of events that hardly compress (frames, columns, encoded file). The rest is for the reader's
+/// buffers, which are up to twice as large as frames of half their size.
+pub const FACTOR: u64 = 4;
+/// What a row costs at least, in bytes of a window: windows of small events have fewer rows than
+/// their bytes would allow.
+pub const ROW_BYTES: u64 = 128;
 /// Smaller windows than this are a configuration error: files that nobody wants to query.
 pub const WINDOW_MIN: u64 = 1 << 20;
 /// The least and the most of the room that the main loop's window takes, in quarters.
@@ -50,7 +54,8 @@ impl Memory {
 
     /// The least share that is not a configuration error.
     pub fn share_min() -> u64 {
-        WINDOW_MIN * FACTOR * 4 / MAIN_MOST
+        // The main loop's part of the room, with something to spare.
+        WINDOW_MIN * FACTOR * 2
     }
 
     /// Bytes of memory.
@@ -93,8 +98,12 @@ impl Memory {
             return None;
         }
         held.aside += bytes;
-        held.wanted = 0;
         Some(Aside { memory: Arc::clone(self), bytes })
+    }
+
+    /// No lane waits for room, until one finds none.
+    pub fn want_nothing(&self) {
+        self.lock().wanted = 0;
     }
 
     /// The main loop's window goes beside it, held by a write that was handed off; `None` where
@@ -171,6 +180,7 @@ mod tests {
         assert!(memory.cut() <= 600);
         memory.main(memory.cut());
         let aside = memory.aside(1_000).unwrap();
+        memory.want_nothing();
         assert_eq!((memory.held(), memory.cut()), (1_600, 600));
         drop(aside);
         assert_eq!(memory.cut(), 1_200);

@@ -48,6 +48,7 @@ pub mod status;
 mod window;
 mod worker;
 
+pub use memory::{FACTOR as MEMORY_FACTOR, ROW_BYTES};
 pub use rows::{Lane, LaneRows};
 pub use runner::{SinkParts, SinkStartError, Sinks, start, start_with};
 pub use status::{Counts, HeldLane, LaneCounts, SinkState, SinkStatus};

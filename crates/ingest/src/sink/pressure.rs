@@ -88,7 +88,7 @@ fn reopens_at(bound: u64) -> u64 {
 
 /// How long `bytes` take, told to a client.
 fn retry_after(bytes: u64, drain: u64) -> Duration {
-    Duration::from_secs_f64(bytes as f64 / drain.max(1) as f64).clamp(RETRY_LEAST, RETRY_MOST)
+    Duration::from_secs(bytes.div_ceil(drain.max(1))).clamp(RETRY_LEAST, RETRY_MOST)
 }
 
 /// What sheds, asked again at most every [`PRESSURE_AGE`].

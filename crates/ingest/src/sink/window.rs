@@ -11,6 +11,7 @@ use tidegate_event::{Offset, OffsetRange, ReceivedAt};
 use super::{
     Flush,
     held::own,
+    memory::ROW_BYTES,
     rows::{Head, Row, RowsHash},
     source::{LogSource, SourceEntry, SourceError, SourceFrame, SourceReader},
     state::Intent,
@@ -160,9 +161,11 @@ impl Gatherer {
         (self.reader, self.window, self.ahead) = (None, Window::new(from), None);
     }
 
-    /// Windows of this many bytes from now on, where that is less than the configured bound.
-    pub fn set_bytes(&mut self, bytes: u64, configured: u64) {
-        self.cut.bytes = bytes.min(configured);
+    /// Windows that need no more memory than this many bytes of events from now on, where that is
+    /// less than the configured bounds.
+    pub fn set_bytes(&mut self, bytes: u64, configured: Cut) {
+        self.cut.bytes = bytes.min(configured.bytes);
+        self.cut.rows = (bytes / ROW_BYTES).clamp(1, configured.rows.max(1));
     }
 
     /// True where a bound other than age would cut a window of this size.

@@ -107,7 +107,7 @@ impl Worker {
         let desk = Arc::clone(&self.desk);
         let flush = desk.shared.flush.load(Ordering::Acquire);
         let target = desk.shared.log.latest();
-        self.gatherer.set_bytes(desk.shared.memory.cut(), desk.cut.bytes);
+        self.gatherer.set_bytes(desk.shared.memory.cut(), desk.cut);
         let began = Instant::now();
         match self.gatherer.gather(desk.clock.now(), flush) {
             Ok(Gathered::Window(window)) => self.window(window, began.elapsed()),

@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 
 use super::{
     pace,
-    stats::Stats,
+    stats::{self, Stats},
     worker::{self, Plan, lock},
 };
 use crate::ctl::fault::Fault;
@@ -24,8 +24,8 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts `connections` connections on `threads` threads. `niceness`: above 0 they give way to
-    /// others on the same core, as whoever must not disturb what is measured beside it.
+    /// Starts `connections` connections on `threads` threads. `niceness`: by so many steps they give way
+    /// to others on the same core, as whoever must not disturb what is measured beside it.
     ///
     /// # Errors
     /// [`Fault::Failed`]: never with the bounds of latencies as they are.
@@ -40,12 +40,14 @@ impl Running {
             .map(|_| Ok(Arc::new(Mutex::new(Stats::new()?))))
             .collect::<Result<_, Fault>>()?;
         let mut handles = Vec::new();
-        for (thread, stats) in (0..threads).zip(&stats) {
+        for (thread, counted) in (0..threads).zip(&stats) {
             let own = connections / threads + u16::from(thread < connections % threads);
-            let (plan, stats) = (Arc::clone(&plan), Arc::clone(stats));
+            let (plan, counted) = (Arc::clone(&plan), Arc::clone(counted));
             handles.push(std::thread::spawn(move || {
                 be_nice(niceness)?;
-                connect_all(&plan, &stats, own)
+                connect_all(&plan, &counted, own)?;
+                lock(&counted).starved = stats::starved().unwrap_or_default();
+                Ok(())
             }));
         }
         if plan.interval.is_some() {
@@ -108,16 +110,17 @@ impl Drop for Running {
     }
 }
 
-/// Lets this thread give way to others.
+/// Lets this thread give way to others by so many steps.
 ///
 /// # Errors
 /// [`Fault::Failed`] where the system refuses that.
-pub fn be_nice(niceness: i32) -> Result<(), Fault> {
-    if niceness == 0 {
+pub fn be_nice(steps: i32) -> Result<(), Fault> {
+    if steps == 0 {
         return Ok(());
     }
     // Linux keeps this per thread; without an id it is the calling one's.
-    rustix::process::setpriority_process(None, niceness)
+    rustix::process::getpriority_process(None)
+        .and_then(|now| rustix::process::setpriority_process(None, (now + steps).min(19)))
         .map_err(|e| Fault::failed(format!("cannot lower a thread's priority: {e}"), ""))
 }
 

@@ -46,6 +46,8 @@ pub struct Stats {
     pub waited: u64,
     /// How many of those were kept then.
     pub waited_kept: u64,
+    /// How long its threads were ready to run and had no CPU, where the system tells.
+    pub starved: Duration,
     /// What was let in, by tenths of a second since the run's start.
     pub tenths: Vec<Let>,
 }
@@ -104,6 +106,7 @@ impl Stats {
             untold: 0,
             waited: 0,
             waited_kept: 0,
+            starved: Duration::ZERO,
             tenths: Vec::new(),
         })
     }
@@ -158,6 +161,7 @@ impl Stats {
         self.untold += other.untold;
         self.waited += other.waited;
         self.waited_kept += other.waited_kept;
+        self.starved += other.starved;
         for (tenth, what) in (0_u64..).zip(&other.tenths) {
             self.let_in(Duration::from_millis(tenth * 100), *what);
         }
@@ -243,6 +247,14 @@ fn percentiles(histogram: &Histogram<u64>) -> Value {
         "mean": histogram.mean() / 1000.0,
         "count": histogram.len(),
     })
+}
+
+/// How long this thread was ready to run so far and had no CPU; `None` where the system does not tell.
+#[must_use]
+pub fn starved() -> Option<Duration> {
+    // Nanoseconds on a CPU, nanoseconds waiting for one, turns.
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
+    Some(Duration::from_nanos(text.split_ascii_whitespace().nth(1)?.parse().ok()?))
 }
 
 /// CPU seconds of this process, user and system, all threads; `None` where there is no `/proc`.

@@ -41,7 +41,14 @@ fn status_of_a_ready_server_is_0_and_shows_bars_and_held_lanes() {
     let stub = serving(&[(STATUS, || status_document(true)), OFFSETS]);
     let done = ingestctl(&stub.url(), &["status"]);
     assert_eq!(done.status, 0, "{done:?}");
-    for part in ["READY", "[##########..........]  50 %", "1,224", "7 events", "1.5 s"] {
+    for part in [
+        "READY",
+        "[#####.....]  50 %",
+        "500 B  1000 B  2.0 KiB/s  244 ms",
+        "1,224",
+        "7 events",
+        "1.5 s",
+    ] {
         assert!(done.out.contains(part), "{part} in {}", done.out);
     }
     assert!(

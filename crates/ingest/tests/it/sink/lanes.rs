@@ -151,6 +151,45 @@ fn a_blocking_sink_over_its_bound_sheds_everybody() {
     eventually("it is not any more", || sinks.shed(&beta).is_none());
 }
 
+/// Scenario: acme's lane is held while beta's events go on, far more of them.
+/// Guarantees: what beta wrote is no backlog although acme keeps it in the log; that has a bound of
+/// its own, and who is told about it is told why.
+#[test]
+fn what_a_held_lane_keeps_of_the_log_is_no_backlog_until_its_own_bound() {
+    let mut tally = Tally::new("sink::lanes", "sink down", &["P3"]);
+    let mut pipe = Pipe::new();
+    pipe.backlog_bytes = 4 << 20;
+    let config = config(2);
+    let obstacle = pipe.lake().join("events/tenant=acme/event_type=view");
+    std::fs::create_dir_all(obstacle.parent().unwrap()).unwrap();
+    std::fs::write(&obstacle, "in the way").unwrap();
+    let large = format!("{{\"pad\":\"{}\"}}", "x".repeat(700_000));
+    let sinks = pipe.start(&config);
+    pipe.append("acme", NOTHING);
+    let mut events = 1;
+    while events < 6 {
+        pipe.append("beta", &[("view", &large, None)]);
+        events += 1;
+    }
+    eventually("beta is written", || sinks.cursors()[0].2.0 == 6);
+    let status = sinks.status().remove(0);
+    assert!(3 << 20 < status.pinned_bytes && status.backlog_bytes < 100, "{status:?}");
+    assert_eq!((sinks.blocking().len(), status.bound_bytes), (0, 4 << 20));
+    for _ in 0..2 {
+        pipe.append("beta", &[("view", &large, None)]);
+    }
+    eventually("the held lane keeps too much", || {
+        sinks.blocking().first().is_some_and(|why| why.contains("held lanes of sink lake"))
+    });
+    std::fs::remove_file(&obstacle).unwrap();
+    eventually("it is written", || {
+        sinks.blocking().is_empty() && sinks.status()[0].lag_events == 0
+    });
+    pipe.drain(&sinks);
+    assert_eq!(sinks.status()[0].pinned_bytes, 0);
+    tally.survived(1);
+}
+
 /// Scenario: a sink with the policy `expire` and a small bound stays out while much is appended.
 /// Guarantees: the oldest are skipped and counted, the rest lands, the books balance.
 #[test]

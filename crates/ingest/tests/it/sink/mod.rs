@@ -5,6 +5,7 @@ mod exactly_once;
 mod faults;
 mod files;
 mod lanes;
+mod memory;
 mod slow;
 
 use std::{

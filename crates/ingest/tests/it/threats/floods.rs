@@ -54,8 +54,6 @@ async fn slow_clients_are_reaped_while_others_are_served() {
     let (sockets_before, before) = (open_sockets(&server), resident_bytes(&server));
     let head = format!("POST /v1/events HTTP/1.1\r\nHost: a\r\nX-Api-Key: {DEV}\r\n");
     let json = "Content-Type: application/json\r\n";
-    // Declared bytes are taken from the budget at once: a hundred times as many would fill it, and be
-    // refused as `edge_full` (docs/security.md).
     let starts: [(String, &'static [u8]); 5] = [
         (head.clone(), b"X"),
         (format!("{head}{json}Content-Length: 100000\r\n\r\n{{"), b" "),
@@ -82,6 +80,36 @@ async fn slow_clients_are_reaped_while_others_are_served() {
     wait_for("every socket to be given back", || open_sockets(&server) <= sockets_before + 2);
     let grown = resident_bytes(&server).saturating_sub(before);
     assert!(grown < (96 << 20) + count as u64 * (64 << 10), "{grown} bytes more than before");
+    balances(&server);
+}
+
+/// A tenant declares sixteen times 16 MiB and sends a byte now and then: what came is what is held.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_declares_much_and_sends_little_takes_nothing_from_others() {
+    let mut tally = Tally::new("threats::floods", "tenant at 100x", &["P3", "P4"]);
+    let dir = tempfile::tempdir().unwrap();
+    let server = impatient(dir.path());
+    let added =
+        server.admin_post("/api/v1/tenants", &serde_json::json!({"tenant": "greedy"})).json();
+    let key = added["key"].as_str().unwrap();
+    let start = format!(
+        "POST /v1/events HTTP/1.1\r\nHost: a\r\nX-Api-Key: {key}\r\nContent-Type: application/json\r\n\
+         Content-Length: 16777216\r\n\r\n{{"
+    );
+    let held = || {
+        let status = server.admin_get("/api/v1/status").json();
+        status["stages"][0]["held_bytes"].as_u64().unwrap()
+    };
+    let slow: Vec<_> =
+        (0..64).map(|_| tokio::spawn(drip(server.public, start.clone(), b" "))).collect();
+    let mut most = 0;
+    while !slow.iter().all(tokio::task::JoinHandle::is_finished) {
+        is_well(&server);
+        most = most.max(held());
+        tally.survived(1);
+    }
+    // A connection's buffers and 4 KiB of its body each, and the one that asks.
+    assert!(most < 66 * (32 + 4) << 10, "{most} bytes were held");
     balances(&server);
 }
 

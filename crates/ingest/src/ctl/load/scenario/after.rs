@@ -28,6 +28,7 @@ pub async fn audited(
     let settled = server.settle(SETTLE).await?;
     let found = settled.map_or("not within 120 s".to_owned(), |t| human::seconds(t.as_secs_f64()));
     report.check("the sinks catch up without help", settled.is_some(), "", found);
+    about_server(report, server);
     bench.say("counting log and sinks against the books");
     let (books, well) = server.audit(journal).await?;
     let found = if well { "nothing differs" } else { "they differ" };
@@ -48,7 +49,9 @@ pub async fn audited(
     let all: u64 = sums.values().sum();
     let found = format!("{} of {} missing", human::count(missing), human::count(all));
     report.check("acknowledged events in the books", missing == 0, "none missing", found);
-    about_server(report, server);
+    if let Some(peak) = server.peak_bytes() {
+        report.fact("with the audit", human::bytes(peak), json!(peak));
+    }
     Ok(books)
 }
 
@@ -65,10 +68,10 @@ fn about_server(report: &mut Report, server: &Server) {
     if let Some(peak) = server.peak_bytes() {
         let budget = human::bytes(server.budget_bytes);
         let text = format!("{} (budget {budget})", human::bytes(peak));
-        report.fact("server's peak memory", text, json!(peak));
+        report.fact("server peak memory", text, json!(peak));
     }
     if let Some(cpu) = server.cpu_seconds() {
-        report.fact("server's CPU time", human::seconds(cpu), json!(cpu));
+        report.fact("server CPU time", human::seconds(cpu), json!(cpu));
     }
 }
 

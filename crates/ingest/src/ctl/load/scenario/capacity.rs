@@ -22,7 +22,7 @@ const TIMES: f64 = 10.0;
 /// Tenants of `recovery`; half of them wait as told, half give up.
 const TENANTS: usize = 4;
 /// Connections of each.
-const STORM_CONNECTIONS: u16 = 256;
+const STORM_CONNECTIONS: u16 = 1_000;
 /// How long is watched after it.
 const WATCHED: Duration = Duration::from_secs(20);
 /// How soon it has to be well again.
@@ -162,7 +162,7 @@ pub fn per_second(outcomes: &[Outcome], from: Duration, to: Duration, offered: f
 /// That goodput is back within ten seconds.
 pub fn check_recovery(report: &mut Report, of: &str, seconds: &[f64]) {
     let shown: Vec<_> = seconds.iter().map(|s| format!("{:.0}", s * 100.0)).collect();
-    report.fact("goodput a second, %", shown.join(" "), json!(seconds));
+    report.fact("goodput a second", format!("{} %", shown.join(" ")), json!(seconds));
     let found = recovered(seconds);
     report.check(
         format!("goodput of {of} is back to 95 %"),

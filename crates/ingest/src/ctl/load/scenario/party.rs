@@ -37,7 +37,7 @@ const ATTACKERS_TIMEOUT: Duration = Duration::from_secs(10);
 /// What is due at the end of a phase may be answered so much later.
 const GRACE: Duration = Duration::from_secs(5);
 /// Attackers' threads give way to all others: what victims see must come from the server.
-const ATTACKERS_NICENESS: i32 = 19;
+const ATTACKERS_NICENESS: i32 = 10;
 
 /// Who sends what, and how.
 #[derive(Debug)]

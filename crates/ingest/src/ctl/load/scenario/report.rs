@@ -164,11 +164,8 @@ impl Report {
     }
 
     fn document(&self) -> Value {
-        let facts: Map<_, _> = self
-            .facts
-            .iter()
-            .map(|(name, _, value)| (name.replace(' ', "_"), value.clone()))
-            .collect();
+        let facts: Map<_, _> =
+            self.facts.iter().map(|(name, _, value)| (plain(name), value.clone())).collect();
         let parties: Vec<_> = self.rows.iter().map(|row| &row.document).collect();
         let checks: Vec<_> = (self.checks.iter())
             .map(
@@ -268,6 +265,12 @@ impl Report {
         }
         Ok(())
     }
+}
+
+/// A fact's name as programs spell it.
+fn plain(name: &str) -> String {
+    let kept = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' };
+    name.chars().map(kept).collect()
 }
 
 fn latency_cells(party: &Party, before: &Stats, after: &Stats) -> Vec<String> {
