@@ -213,6 +213,7 @@ pub async fn run(name: &str, args: &LoadArgs, context: &Context) -> Result<Verdi
         pins: Pins::set(!args.scenario.no_pin)?,
         bar: bar(),
     };
+    raise_file_limit()?;
     let fault = |e| Fault::failed(format!("cannot listen for signals: {e}"), "");
     let mut terminate = signal(SignalKind::terminate()).map_err(fault)?;
     let report = tokio::select! {
@@ -226,6 +227,14 @@ pub async fn run(name: &str, args: &LoadArgs, context: &Context) -> Result<Verdi
     };
     bench.bar.finish_and_clear();
     report?.show(context)
+}
+
+/// As many open files as the system lets us have, for thousands of connections: the server inherits it.
+fn raise_file_limit() -> Result<(), Fault> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
+        .map_err(|e| Fault::failed(format!("cannot raise the limit of open files: {e}"), ""))
 }
 
 fn bar() -> ProgressBar {

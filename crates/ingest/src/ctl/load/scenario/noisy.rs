@@ -394,7 +394,7 @@ fn about_victims(report: &mut Report, way: &Way, victims: &[Party], measured: &M
         "victims: worst p99, of that without the attack",
         worst <= way.inflation_max,
         format!("<= {:.2}", way.inflation_max),
-        format!("{worst:.2}"),
+        format!("{worst:.3}"),
     );
     report.fact("Jain index", format!("{:.4}", jain(&shares)), json!(jain(&shares)));
 }

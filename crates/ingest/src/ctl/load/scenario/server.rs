@@ -133,7 +133,14 @@ impl Server {
         words.push(bench.ingestd.display().to_string());
         let (program, arguments) =
             words.split_first().map_or(("", &[][..]), |(p, a)| (p.as_str(), a));
-        let child = Command::new(program)
+        let mut command = Command::new(program);
+        // What the caller's environment says of another server is not for this one.
+        for (name, _) in std::env::vars_os() {
+            if name.as_encoded_bytes().starts_with(b"TIDEGATE_") {
+                command.env_remove(name);
+            }
+        }
+        let child = command
             .args(arguments)
             .args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--log-format", "json"])
             .arg("--config")
