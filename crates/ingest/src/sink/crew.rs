@@ -73,11 +73,11 @@ impl Desk {
     }
 
     /// Takes a seat for a lane whose write is handed off.
-    fn take_seat(&self, lane: &Lane) -> bool {
+    fn take_seat(&self, lane: &Lane, since: Instant) -> bool {
         let mut board = self.board();
         let free = has_seat(&board.at_work, lane);
         if free {
-            board.at_work.insert(lane.clone(), Instant::now());
+            board.at_work.insert(lane.clone(), since);
         }
         free
     }
@@ -221,7 +221,7 @@ impl Crew {
             self.probe.take_if(|probe| probe.answer().is_some());
             return Ok(());
         };
-        if !self.has_answer()? || !self.desk.take_seat(&overdue.lane) {
+        if !self.has_answer()? || !self.desk.take_seat(&overdue.lane, overdue.since) {
             return Ok(());
         }
         let room = delivery.set_aside(&self.desk.shared.memory);

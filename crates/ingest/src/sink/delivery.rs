@@ -94,7 +94,8 @@ struct Current {
 pub(super) struct Overdue {
     pub lane: Lane,
     turn: u64,
-    since: Instant,
+    /// When the write began.
+    pub since: Instant,
 }
 
 impl Delivery {

@@ -10,6 +10,8 @@ use tidegate_ingest::{
 use super::{Pipe, config};
 
 const CHILD: &str = "TIDEGATE_TEST_WINDOW";
+/// The file in which the child answers.
+const ANSWER: &str = "TIDEGATE_TEST_WINDOW_ANSWER";
 
 /// A number of bytes out of `/proc/self/status`.
 fn status(name: &str) -> u64 {
@@ -18,8 +20,8 @@ fn status(name: &str) -> u64 {
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
 }
 
-/// The child: one window of `megabytes`, events of `bytes` each in `lanes` lanes; what it took at its
-/// peak goes to standard output.
+/// The child: one window of `megabytes`, events of `bytes` each in `lanes` lanes; answers
+/// with the bytes of events and what they took at the peak.
 fn write_one_window(megabytes: usize, bytes: usize, lanes: usize) {
     let mut pipe = Pipe::new();
     pipe.memory_bytes = 4 << 30;
@@ -56,23 +58,23 @@ fn write_one_window(megabytes: usize, bytes: usize, lanes: usize) {
     let counts: u64 = pipe.reader(&config).inventory().unwrap().iter().map(|f| f.rows).sum();
     assert_eq!(counts, n, "one window, all of it");
     let took = status("VmHWM").saturating_sub(before);
-    #[expect(clippy::print_stdout, reason = "the parent reads it")]
-    {
-        println!("window {written} took {took}");
-    }
+    std::fs::write(std::env::var(ANSWER).unwrap(), format!("{written} {took}")).unwrap();
 }
 
 /// Runs as a child what [`write_one_window`] does; returns bytes of log and bytes of memory.
 fn measured(what: &str) -> (u64, u64) {
+    let dir = tempfile::tempdir().unwrap();
+    let answer = dir.path().join("answer");
     let done = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "--nocapture", "sink::memory::a_window_takes_no_more_than_its_factor"])
+        .args(["--exact", "sink::memory::a_window_takes_no_more_than_its_factor"])
         .env(CHILD, what)
+        .env(ANSWER, &answer)
         .output()
         .unwrap();
-    let text = String::from_utf8(done.stdout).unwrap();
-    let line = text.lines().find_map(|line| line.split("window ").nth(1));
-    let (written, took) = line.and_then(|line| line.split_once(" took ")).expect(&text);
-    (written.parse().unwrap(), took.trim().parse().unwrap())
+    assert!(done.status.success(), "{done:?}");
+    let text = std::fs::read_to_string(&answer).unwrap();
+    let (written, took) = text.split_once(' ').unwrap();
+    (written.parse().unwrap(), took.parse().unwrap())
 }
 
 /// `TIDEGATE_TEST_WINDOW_MIB=64 cargo test -p tidegate-ingest --test it sink::memory -- --nocapture`

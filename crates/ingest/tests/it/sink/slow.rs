@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use tidegate_event::Offset;
 use tidegate_ingest::{
     sink::{self, LaneRows, Sink, SinkConfig, Sinks, WriteError},
     storage::Disk,
@@ -195,6 +196,35 @@ fn a_slow_lane_is_written_alone_until_it_is_fast() {
     });
     pipe.drain(&sinks);
     assert_each_once(&pipe, &config, pipe.log.handle().latest().0);
+    tally.survived(1);
+}
+
+/// Scenario: none of acme's three lanes can be written, each write hangs.
+/// Guarantees: acme takes its two seats and no more, its third lane is held untried, the others go
+/// on; and all of it is there once in the end.
+#[test]
+fn a_tenant_whose_lanes_all_hang_takes_no_more_than_its_seats() {
+    let mut tally = Tally::new("sink::slow", "slow sink", &["P2", "P3", "P5"]);
+    let mut pipe = Pipe::new();
+    let config = config(7);
+    let gate = Gate::new(&pipe, &config, Door::Closed);
+    let types = [("a", "{}", None), ("b", "{}", None), ("c", "{}", None)];
+    for _ in 0..3 {
+        pipe.append("acme", &types);
+        (0..4).for_each(|_| assert!(pipe.append("beta", NOTHING) < Offset(21)));
+    }
+    let sinks = start(&pipe, &config, &gate);
+    eventually("beta is written", || cursor(&sinks) == 21);
+    let status = sinks.status().remove(0);
+    assert_eq!((status.held.len(), gate.waiting.load(Ordering::SeqCst)), (3, 2), "{status:?}");
+    assert_eq!(pipe.offsets(&config)["beta/view"].len(), 12);
+    gate.set(Door::Open);
+    eventually("acme has caught up", || sinks.status()[0].lag_events == 0);
+    pipe.drain(&sinks);
+    let offsets = pipe.offsets(&config);
+    for (first, name) in (0..).zip(["acme/a", "acme/b", "acme/c"]) {
+        assert_eq!(offsets[name], [first, first + 7, first + 14]);
+    }
     tally.survived(1);
 }
 
