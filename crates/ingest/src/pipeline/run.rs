@@ -191,8 +191,7 @@ struct Built {
     books: Arc<Books>,
     clock: Arc<dyn Clock>,
     unlogged: UnloggedLedger,
-    quotas: Arc<Quotas>,
-    fleet: Option<quota::Fleet>,
+    quotas: (Arc<Quotas>, Option<quota::Fleet>),
 }
 
 impl Building {
@@ -254,9 +253,7 @@ impl Building {
             writers.push(writer::start(log, books, clock, settings).map_err(part("log"))?);
         }
         let writers = Writers::new(writers).ok_or("no partitions").map_err(part("log"))?;
-        let (quotas, fleet) = quota::open(&config.quota_store, &log_id, Arc::clone(&clock))
-            .map_err(part("configuration"))?;
-        restore_quotas(&quotas, &tenants, &books, &unlogged);
+        let quotas = quotas(&config, (&log_id, &clock), (&tenants, &books, &unlogged))?;
         Ok(Built {
             config,
             config_path: options.config,
@@ -272,9 +269,20 @@ impl Building {
             clock,
             unlogged,
             quotas,
-            fleet,
         })
     }
+}
+
+/// The quotas, and what takes leases for them where edges share them.
+fn quotas(
+    config: &Config,
+    (log_id, clock): (&str, &Arc<dyn Clock>),
+    (tenants, books, unlogged): (&Tenants, &Books, &UnloggedLedger),
+) -> Result<(Arc<Quotas>, Option<quota::Fleet>), StartError> {
+    let opened = quota::open(&config.quota_store, log_id, Arc::clone(clock));
+    let (quotas, fleet) = opened.map_err(part("configuration"))?;
+    restore_quotas(&quotas, tenants, books, unlogged);
+    Ok((quotas, fleet))
 }
 
 /// What tenants have named and used in earlier runs.
@@ -306,6 +314,7 @@ fn leave_out_lost(log: &mut log::Log, sinks: &sink::Sinks) -> Result<(), log::Ap
 impl Built {
     async fn listen(self) -> Result<(Arc<Pipeline>, edge::Edge, Option<quota::Fleet>), StartError> {
         let budget = Budget::new(self.config.budget.bytes.0);
+        let (quotas, fleet) = self.quotas;
         let edge = edge::bind(EdgeParts {
             config: self.config.edge.clone(),
             tenants: Arc::clone(&self.tenants),
@@ -315,7 +324,7 @@ impl Built {
             clock: Arc::clone(&self.clock),
             budget: Arc::clone(&budget),
             pressure: Arc::<sink::Sinks>::clone(&self.sinks),
-            quotas: Arc::clone(&self.quotas),
+            quotas: Arc::clone(&quotas),
         })
         .await
         .map_err(part("edge"))?;
@@ -334,7 +343,7 @@ impl Built {
             normalizer: self.normalizer,
             books: self.books,
             clock: self.clock,
-            quotas: self.quotas,
+            quotas,
             budget,
             runtime: tokio::runtime::Handle::current(),
             started: Instant::now(),
@@ -343,7 +352,7 @@ impl Built {
             generation: AtomicU64::new(1),
             draining,
         };
-        Ok((Arc::new(pipeline), edge, self.fleet))
+        Ok((Arc::new(pipeline), edge, fleet))
     }
 }
 
