@@ -28,9 +28,9 @@ impl Pressure for NoPressure {
 /// Why a request was refused on purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ShedReason {
-    /// The tenant is over its events per second.
+    /// The tenant is over its events per second or per day.
     QuotaEvents,
-    /// The tenant is over its bytes per second.
+    /// The tenant is over its bytes per second or per day.
     QuotaBytes,
     /// The tenant's own lane to a blocking sink is full.
     TenantLane,
@@ -83,10 +83,8 @@ impl ShedReason {
     #[must_use]
     pub fn describe(self) -> &'static str {
         match self {
-            Self::QuotaEvents => {
-                "over the tenant's events per second; send again after Retry-After"
-            }
-            Self::QuotaBytes => "over the tenant's bytes per second; send again after Retry-After",
+            Self::QuotaEvents => "over the tenant's quota of events; send again after Retry-After",
+            Self::QuotaBytes => "over the tenant's quota of bytes; send again after Retry-After",
             Self::TenantLane => {
                 "this tenant's lane to a sink is full; send again after Retry-After"
             }

@@ -274,3 +274,32 @@ fn find(storage: &dyn Storage, path: &Path, log_id: &str) -> io::Result<Found> {
     whole.clean &= closed;
     Ok(Found::Records(whole))
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::storage::Disk;
+
+    #[test]
+    fn what_was_used_of_a_day_is_there_after_a_kill_as_of_the_last_record() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || {
+            let (disk, now) = (Arc::new(Disk), ReceivedAt(1));
+            let books = Books::default();
+            UnloggedLedger::open(disk, dir.path(), "abcd1234", true, &books, now).unwrap()
+        };
+        let usage = |name: &str, events| {
+            (TenantId::new(name).unwrap(), Usage { day: 20_000, events, bytes: 10 * events })
+        };
+        let mut ledger = open();
+        let books = Books::default();
+        for events in 1..=200 {
+            ledger.set_usage([usage("a", events), usage("b", 7)].into());
+            ledger.write(&books, ReceivedAt(2)).unwrap();
+        }
+        ledger.set_usage([usage("a", 999)].into());
+        drop(ledger);
+        assert_eq!(*open().usage(), [usage("a", 200), usage("b", 7)].into());
+    }
+}

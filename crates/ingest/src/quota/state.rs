@@ -62,7 +62,9 @@ impl Tank {
         match feed {
             Feed::Own => self.bucket.resize(rate.burst),
             // What does not fit is gone: an edge alone has its part and no more.
-            Feed::Alone(edges) => drop(self.bucket.resize_backed(part(rate.burst, edges))),
+            Feed::Alone(edges) => {
+                self.bucket.resize_backed(part(rate.burst / 2, edges));
+            }
             // Resized as leases come.
             Feed::Leased(_) => {}
         }

@@ -20,13 +20,18 @@ use tidegate_ingest::{
     tenants::{NewTenant, Quota, Tenant, Tenants},
 };
 
-use crate::tally::Tally;
+use serde_json::json;
+
+use crate::{server::Server, tally::Tally};
 
 const NOON_MICROS: i64 = 1_700_006_400_000_000;
 const RATE: u64 = 1000;
-const BURST: u64 = 1000;
+const BURST: u64 = 4000;
 const EDGES: u32 = 3;
 const BATCH: u64 = 5;
+/// What may come on top of the rate within any time: what an edge has at hand, and one lease. A burst
+/// given twice is twice as much.
+const AT_ONCE: u64 = 1000;
 
 /// A Redis of the test's own, without a file.
 struct Redis {
@@ -116,6 +121,8 @@ fn send(edge: &Edge, tenant: &Arc<Tenant>, per_second: u64, of_day: bool, stop: 
 struct World {
     edges: Vec<Edge>,
     began: Instant,
+    /// When it was looked at, and what was served by then.
+    looked: Vec<(f64, u64)>,
     stop: Arc<AtomicBool>,
     _runtime: tokio::runtime::Runtime,
     _dir: tempfile::TempDir,
@@ -162,7 +169,8 @@ impl World {
         send(&edges[1], &tenant("rate"), RATE / 10, false, &stop);
         send(&edges[0], &tenant("day"), 2000, true, &stop);
         send(&edges[1], &tenant("day"), 100, true, &stop);
-        Self { edges, began, stop, _runtime: runtime, _dir: dir }
+        let looked = vec![(0.0, 0)];
+        Self { edges, began, looked, stop, _runtime: runtime, _dir: dir }
     }
 
     fn served(&self) -> u64 {
@@ -181,25 +189,36 @@ impl World {
         })
     }
 
-    /// What was served within a time, of what the quota gave in it. Never more, all the time.
-    fn watch(&self, seconds: u64) -> f64 {
+    /// What was served within a time, of what the quota gave in it.
+    fn watch(&mut self, seconds: u64) -> f64 {
         let (from, before) = (Instant::now(), self.served());
-        while from.elapsed() < Duration::from_secs(seconds) {
-            std::thread::sleep(Duration::from_millis(20));
-            self.is_never_above(from, before);
-        }
+        self.wait_until("time", |_| Duration::from_secs(seconds) <= from.elapsed());
         (self.served() - before) as f64 / (from.elapsed().as_secs_f64() * RATE as f64)
     }
 
-    /// Neither from the start nor from a later moment.
+    /// Waits, and looks all the while that it is never above the quota.
     #[track_caller]
-    fn is_never_above(&self, from: Instant, before: u64) {
-        // Counted first: what is served meanwhile is not in it.
-        let served = self.served();
-        for (from, before) in [(self.began, 0), (from, before)] {
-            let most = from.elapsed().as_secs_f64() * RATE as f64 + (BURST + BATCH) as f64;
-            assert!((served - before) as f64 <= most, "{} of {most}", served - before);
+    fn wait_until(&mut self, what: &str, holds: impl Fn(&Self) -> bool) {
+        let until = Instant::now() + Duration::from_secs(60);
+        while !holds(self) {
+            assert!(Instant::now() < until, "no {what}");
+            std::thread::sleep(Duration::from_millis(20));
+            self.is_never_above();
         }
+    }
+
+    /// Neither from the start nor from any later moment.
+    #[track_caller]
+    fn is_never_above(&mut self) {
+        let before = self.began.elapsed().as_secs_f64();
+        let served = self.served();
+        let after = self.began.elapsed().as_secs_f64();
+        for (then, served_then) in &self.looked {
+            let most = (after - then) * RATE as f64 + (AT_ONCE + BATCH) as f64;
+            let got = (served - served_then) as f64;
+            assert!(got <= most, "{got} of {most} from {then} to {after} s");
+        }
+        self.looked.push((before, served));
         let of_day = self.served_of_day();
         assert!(of_day <= 5000, "{of_day} of a day's 5000");
     }
@@ -210,35 +229,56 @@ fn three_edges_share_a_quota_and_are_never_above_it_with_redis_or_without() {
     let mut tally = Tally::new("quota", "tenant at 100x", &["P3"]);
     let Some(mut redis) = Redis::start(free_port()) else { return };
     let port = redis.port;
-    let world = World::start(port);
-    wait_for("fleet", || world.all_are(Mode::Fleet));
+    let mut world = World::start(port);
+    world.wait_until("fleet", |world| world.all_are(Mode::Fleet));
+    // Each edge takes its part of the burst first.
+    world.watch(4);
     let share = world.watch(6);
     assert!((0.95..1.2).contains(&share), "in the fleet: {share}");
     assert!(world.edges[1].served.load(Ordering::SeqCst) > 0);
     tally.survived(1);
 
     redis.kill();
-    let (killed, before) = (Instant::now(), world.served());
-    wait_for("edges alone", || {
-        world.is_never_above(killed, before);
-        world.all_are(Mode::Alone)
-    });
+    world.wait_until("edges alone", |world| world.all_are(Mode::Alone));
     let share = world.watch(4);
     // One third for the flood, and the tenth; what the third edge does not use is nobody's.
     assert!((0.35..0.55).contains(&share), "alone: {share}");
     tally.survived(1);
 
-    let (back, before) = (Instant::now(), world.served());
     let _redis = Redis::start(port).unwrap();
-    wait_for("fleet again", || {
-        world.is_never_above(back, before);
-        world.all_are(Mode::Fleet)
-    });
+    world.wait_until("fleet again", |world| world.all_are(Mode::Fleet));
     let share = world.watch(6);
     assert!((0.90..1.2).contains(&share), "in the fleet again: {share}");
     tally.survived(1);
-    wait_for("the whole day's quota", || {
-        world.is_never_above(back, before);
-        world.served_of_day() >= 4750
-    });
+    world.wait_until("the whole day's quota", |world| world.served_of_day() >= 4750);
+}
+
+#[test]
+fn a_days_quota_and_the_types_a_tenant_has_named_survive_a_kill() {
+    let mut tally = Tally::new("quota", "kill -9", &["P3"]);
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::dev(dir.path());
+    let tenant = json!({"tenant": "acme", "events_per_day": 5, "event_types": 2});
+    let added = server.admin_post("/api/v1/tenants", &tenant);
+    assert_eq!(added.status, 200, "{added:?}");
+    let key = added.json()["key"].as_str().unwrap().to_owned();
+    let send = |server: &Server, name: &str, n: usize| {
+        let body = format!("{{\"event_type\":\"{name}\"}}\n").repeat(n);
+        server.post("/v1/events", &key, "application/x-ndjson", body.as_bytes())
+    };
+    assert_eq!(send(&server, "a", 2).status, 200);
+    assert_eq!(send(&server, "b", 1).status, 200);
+    // Written once a second.
+    let written = || std::fs::read_to_string(dir.path().join("books.json")).unwrap_or_default();
+    wait_for("the day in the ledger", || written().contains("\"events\":3"));
+    server.kill();
+    let server = Server::dev(dir.path());
+    // One of undeclared many more is not known to be too many before it is decoded.
+    let over = send(&server, "a", 3);
+    assert_eq!((over.status, &over.json()["code"]), (429, &json!("quota_events")));
+    let rejected = send(&server, "c", 1);
+    assert_eq!(rejected.json()["errors"][0]["code"], "too_many_types", "{rejected:?}");
+    assert_eq!(send(&server, "b", 1).status, 200);
+    assert_eq!(send(&server, "b", 1).status, 429);
+    tally.survived(1);
 }
