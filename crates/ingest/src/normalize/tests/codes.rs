@@ -62,10 +62,11 @@ fn each_code_of_this_stage_is_given() {
         }
         given.push(reason.code);
     }
-    // The two of other stages, and three with tests of their own below.
+    // The three of other stages, and three with tests of their own below.
     let elsewhere = [
         Code::EventTooLarge,
         Code::EnvelopeInvalid,
+        Code::TooManyTypes,
         Code::TypeMissing,
         Code::TypeForbidden,
         Code::InvalidUtf8,
