@@ -32,7 +32,7 @@ pub enum ShedReason {
     QuotaEvents,
     /// The tenant is over its bytes per second or per day.
     QuotaBytes,
-    /// The tenant's own lane to a blocking sink is full.
+    /// The tenant's own part is full: of the memory, of the log's queue, or its lane to a blocking sink.
     TenantLane,
     /// The edge holds as many bytes as its budget allows.
     EdgeFull,
@@ -86,7 +86,8 @@ impl ShedReason {
             Self::QuotaEvents => "over the tenant's quota of events; send again after Retry-After",
             Self::QuotaBytes => "over the tenant's quota of bytes; send again after Retry-After",
             Self::TenantLane => {
-                "this tenant's lane to a sink is full; send again after Retry-After"
+                "this tenant's own part is full: its requests under way, or its lane to a sink; send \
+                 again after Retry-After"
             }
             Self::EdgeFull => {
                 "the edge has no memory left for this body; send again after Retry-After"

@@ -11,6 +11,7 @@ mod crowd;
 pub mod fuzzing;
 mod head;
 pub mod judge;
+mod over;
 pub mod problem;
 pub mod protocol;
 mod request;

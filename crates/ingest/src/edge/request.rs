@@ -10,7 +10,6 @@ use std::{
 
 use http::{HeaderValue, Method, Request, StatusCode, Version, header, request::Parts};
 use http_body::Body;
-use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tidegate_event::ReceivedAt;
 use tracing::Instrument;
@@ -23,6 +22,7 @@ use super::{
     connection::Busy,
     head::{self, Credentials},
     judge::Judge,
+    over,
     problem::Problem,
     protocol::{self, Outcomes, Protocol, Routed},
     turns::Turns,
@@ -89,6 +89,8 @@ struct Exchange {
     account: Option<Account>,
     /// True while bytes of the body may be left on the connection.
     unread: bool,
+    /// True where the body would be read over, were the request refused for now.
+    passes_over: bool,
     busy: Busy,
 }
 
@@ -123,7 +125,9 @@ pub(super) async fn serve(shared: Arc<Shared>, request: Request<Incoming>, busy:
     let base_id = tidegate_event::record::base_id(base_id.into_bytes());
     let unread = !body.is_end_stream();
     let (protocol, account) = (None, None);
-    let mut exchange = Exchange { request_id, base_id, protocol, account, unread, busy };
+    let passes_over = false;
+    let mut exchange =
+        Exchange { request_id, base_id, protocol, account, unread, passes_over, busy };
     let span = span(&parts, &exchange.request_id);
     let version = parts.version;
     let result = respond(&shared, parts, body, &mut exchange).instrument(span.clone()).await;
@@ -238,7 +242,7 @@ async fn respond(
     let (protocol, coding, mut admitted) = match gated {
         Ok(gated) => gated,
         Err(refusal) => {
-            exchange.unread = !passed_over(&refusal, &parts, body).await;
+            exchange.unread = !over::pass(&refusal, exchange.passes_over, body).await;
             return Err(refusal);
         }
     };
@@ -349,6 +353,7 @@ fn gate(
         let detail = format!("this key may not send {name:?}; use another key");
         return Err(Refusal::problem(Problem::TYPES_FORBIDDEN, detail));
     }
+    exchange.passes_over = over::is_passed(parts, declared, exchange.busy.impolite());
     let tenant = &caller.tenant;
     let account = exchange.account.insert(shared.quotas.account(tenant));
     if shared.draining.load(Ordering::Relaxed) {
@@ -363,7 +368,7 @@ fn gate(
     }
     let expected = usize::try_from(declared.unwrap_or(0)).unwrap_or(usize::MAX);
     shared.log.room(&tenant.id, expected).map_err(not_appended)?;
-    let line = exchange.busy.line(is_passed_over(parts, declared));
+    let line = exchange.busy.line(exchange.passes_over);
     let admitted = account
         .admit(declared, line, exchange.busy.patience())
         .map_err(|refused| Refusal::over_quota(&refused))?;
@@ -376,39 +381,6 @@ fn gate(
             .with(header::ACCEPT_ENCODING, HeaderValue::from_static(coding::TAKEN))
     })?;
     Ok((protocol, coding, admitted))
-}
-
-/// Bodies up to this size are read over where they are refused for now, so that the connection stays
-/// open for the next try.
-const PASSED_OVER_BYTES: u64 = 64 << 10;
-/// How long that may take: most come with their head.
-const PASSED_OVER_IN: std::time::Duration = std::time::Duration::from_millis(50);
-
-/// True where a body that is refused for now is read over. Who waits to be told before it sends
-/// its body does not send it.
-fn is_passed_over(parts: &Parts, declared: Option<u64>) -> bool {
-    let waits = parts.headers.contains_key(header::EXPECT);
-    !waits && declared.is_some_and(|bytes| bytes <= PASSED_OVER_BYTES)
-}
-
-/// Reads over the body of a request that is refused for now; true where nothing of it is left.
-async fn passed_over(refusal: &Refusal, parts: &Parts, mut body: Incoming) -> bool {
-    if body.is_end_stream() {
-        return true;
-    }
-    let again = matches!(refusal.kind, Kind::Shed(..));
-    if !again || !is_passed_over(parts, body.size_hint().exact()) {
-        return false;
-    }
-    let over = async {
-        while let Some(frame) = body.frame().await {
-            if frame.is_err() {
-                return false;
-            }
-        }
-        true
-    };
-    tokio::time::timeout(PASSED_OVER_IN, over).await.unwrap_or(false)
 }
 
 fn wrong_media_type(parts: &Parts, candidates: &[&'static Protocol]) -> Refusal {

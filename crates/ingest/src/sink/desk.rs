@@ -36,6 +36,9 @@ use crate::{
 pub(super) const TICK: Duration = Duration::from_millis(100);
 pub(super) const BACKOFF_FIRST: Duration = Duration::from_secs(1);
 pub(super) const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// The longest wait for a destination that takes nothing: all its lanes wait with it, and a backlog that
+/// is full refuses clients until it is tried again.
+const OUTAGE_RETRY_MAX: Duration = Duration::from_secs(5);
 
 /// What the threads and the rest of the program share.
 pub(super) struct Shared {
@@ -313,7 +316,7 @@ impl Desk {
             }
             self.wait(&outage, delay)?;
             onlooker.lost(delay);
-            delay = (delay * 2).min(BACKOFF_MAX);
+            delay = (delay * 2).min(OUTAGE_RETRY_MAX);
         }
     }
 

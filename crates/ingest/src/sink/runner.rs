@@ -157,11 +157,24 @@ pub fn start_with(
         let desk = &worker.desk;
         let (sink, path) = (desk.shared.name.clone(), desk.path.clone());
         let name = format!("sink-{sink}-{}", desk.shared.log.partition());
-        let thread = std::thread::Builder::new().name(name).spawn(move || worker.run());
+        let thread = std::thread::Builder::new().name(name).spawn(move || {
+            give_way();
+            worker.run();
+        });
         let thread = thread.map_err(|source| SinkStartError::Io { sink, path, source })?;
         sinks.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
     }
     Ok(sinks)
+}
+
+/// Puts this thread, and those it starts, behind the threads that answer clients: what is late in a
+/// sink lies safe in the log, what is late in an answer is sent again.
+fn give_way() {
+    const NICE: i32 = 10;
+    // On Linux it counts for the calling thread alone. Where it is refused all are equal, as before.
+    if let Err(error) = rustix::process::nice(NICE) {
+        tracing::debug!(%error, "the sinks' threads run at the priority of all others");
+    }
 }
 
 /// Two sinks never share a name or a lake.

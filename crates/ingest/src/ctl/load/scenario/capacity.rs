@@ -8,7 +8,7 @@ use super::{
     Bench, after, bodies,
     party::{self, CONNECTIONS, Outcome, Part, Party},
     report::{Report, float, percent, share},
-    server::{Quota, Server, Setup},
+    server::{Quota, SETTLE, Server, Setup},
 };
 use crate::ctl::{
     fault::Fault,
@@ -28,13 +28,23 @@ const WATCHED: Duration = Duration::from_secs(20);
 /// How soon it has to be well again.
 const RECOVERY_SECONDS_MAX: usize = 10;
 
-/// Events a second that are taken from one tenant without a quota, as fast as answers come.
+/// Events a second that go all the way: taken from one tenant without a quota as fast as answers come,
+/// and written by the sinks. What the sinks are behind by at the end counts with the time it takes them:
+/// answers alone come faster than a machine can go on with.
 ///
 /// # Errors
-/// As [`party::run`].
+/// As [`party::run`]; the sinks do not catch up.
 pub async fn measure(bench: &Bench<'_>, server: &Server, lasts: Duration) -> Result<f64, Fault> {
     let (_, outcome) = measured(bench, server, lasts).await?;
-    Ok(per(outcome.measured.events, outcome.span.as_secs_f64()))
+    sustained(server, &outcome).await
+}
+
+async fn sustained(server: &Server, outcome: &Outcome) -> Result<f64, Fault> {
+    let behind = server.settle(SETTLE).await?.ok_or_else(|| {
+        Fault::failed("the sinks did not catch up after the capacity was measured", "")
+    })?;
+    let events = outcome.stats.kept.durable();
+    Ok(per(events, (outcome.lasted + behind).as_secs_f64()))
 }
 
 async fn measured(
@@ -62,9 +72,11 @@ pub async fn alone(bench: &Bench<'_>) -> Result<Report, Fault> {
     let (party, outcome) =
         measured(bench, &server, bench.attack_or(Duration::from_secs(10))).await?;
     let mut report = bench.report();
-    let rate = per(outcome.measured.events, outcome.span.as_secs_f64());
+    let answered = per(outcome.measured.events, outcome.span.as_secs_f64());
+    report.fact("answered", format!("{answered:.0} events/s"), json!(answered));
+    let rate = sustained(&server, &outcome).await?;
     let text = format!(
-        "{rate:.0} events/s: {CONNECTIONS} connections, {} events of {} a request",
+        "{rate:.0} events/s to the lake's files: {CONNECTIONS} connections, {} events of {} a request",
         bench.victim_batch(),
         bench.args.event_bytes
     );
@@ -79,7 +91,6 @@ pub async fn alone(bench: &Bench<'_>) -> Result<Report, Fault> {
 pub async fn recovery(bench: &Bench<'_>) -> Result<Report, Fault> {
     let server = Server::start(bench, &Setup::default()).await?;
     let capacity = measure(bench, &server, Duration::from_secs(4)).await?;
-    server.settle(super::server::SETTLE).await?;
     let storm = bench.attack_or(Duration::from_secs(60));
     let bodies = bodies::plain(bench, bench.victim_batch(), false)?;
     let each = capacity / float(bodies.first().map_or(1, |b| b.template.types.len()) as u64);

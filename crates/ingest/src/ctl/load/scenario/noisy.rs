@@ -250,10 +250,8 @@ async fn neighbour(
     let measured = measure(bench, &server, way, &victims, &attackers).await?;
     let mut report = bench.report();
     let offered: f64 = victims.iter().map(|v| v.rate.unwrap_or(0.0) * v.events_each()).sum();
-    let text = format!(
-        "{capacity:.0} events/s, as fast as answers come, {} a request",
-        bench.victim_batch()
-    );
+    let text =
+        format!("{capacity:.0} events/s to the lake's files, {} a request", bench.victim_batch());
     report.fact("capacity", text, json!(capacity));
     let text =
         format!("{offered:.0} events/s, {} of the capacity", percent(share(offered, capacity)));

@@ -41,7 +41,7 @@ pub struct Setup {
 impl Default for Setup {
     fn default() -> Self {
         Self {
-            budget_bytes: 256 << 20,
+            budget_bytes: 384 << 20,
             segment_mib: 64,
             log: String::new(),
             sinks: LAKE.to_owned(),
