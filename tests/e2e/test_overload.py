@@ -45,7 +45,9 @@ def test_a_tenant_far_over_its_quota_costs_no_other_a_refusal(name, tmp_path):
         assert not {"429", "503"} & set(victim["codes"]), f"it was not refused: {victim}"
     quota = report["facts"]["attacker_quota"]
     accepted = sum(party["measured_events_per_second"] for party in attackers)
-    assert 0 < accepted <= quota * 1.05, f"{accepted:.1f} events/s for a quota of {quota}"
+    # Bodies that never end are charged too: those who are polite beside them may get nothing for a while.
+    least = 0 if name == "noisy-slow-bodies" else 1
+    assert least <= accepted <= quota * 1.05, f"{accepted:.1f} events/s for a quota of {quota}"
     assert any("429" in party["codes"] for party in attackers), f"it was refused: {attackers}"
     assert all(party["without_retry_after"] == 0 for party in attackers), f"and told when to come again: {attackers}"
     check_always(report)
