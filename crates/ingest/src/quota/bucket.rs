@@ -215,9 +215,9 @@ impl Bucket {
         slot
     }
 
-    /// True where the slot's place has come.
+    /// True where the slot's place has come, or all that is charged was fed: leases end there.
     pub(super) fn is_due(&self, slot: Slot) -> bool {
-        slot.due <= self.fed
+        slot.due <= self.fed || self.full <= self.fed
     }
 
     /// The slot is nobody's any more.
@@ -354,6 +354,18 @@ mod tests {
         assert_eq!(bucket.until(bucket.place(10, 1), FLOW), Duration::from_millis(1_500));
         bucket.advance(FLOW, 3 * SECOND / 2);
         assert!(bucket.is_due(stays) && bucket.has(10) && !bucket.has(11));
+    }
+
+    #[test]
+    fn a_slot_is_due_once_all_is_fed_though_its_place_lies_further() {
+        let flow = Flow { per_second: 100, by: 1 };
+        let mut bucket = Bucket::new(1, 0);
+        bucket.charge(1);
+        let slot = bucket.promise(1, flow, Duration::ZERO);
+        bucket.feed(1);
+        assert!(!bucket.is_due(slot));
+        bucket.feed(1);
+        assert!(slot.due > 2 * UNIT && bucket.owed() == 0 && bucket.is_due(slot));
     }
 
     #[test]

@@ -395,8 +395,10 @@ impl State {
         let feed = self.feed;
         let slot = |tank: &mut Tank, rate: Rate, n| {
             let flow = tank.flow(rate, feed);
-            // Where another bucket is what it waits for, this one's units are for others until then.
-            tank.bucket.promise(n, flow, after)
+            // Where another bucket is what it waits for, this one's units are for others until then;
+            // but leases bring only what is asked for.
+            let leased = matches!(feed, Feed::Leased(_));
+            tank.bucket.promise(n, flow, if leased { Duration::ZERO } else { after })
         };
         let events = limits.events.map(|rate| slot(&mut self.events, rate, claim.events));
         let bytes = limits.bytes.map(|rate| slot(&mut self.bytes, rate, claim.bytes));
