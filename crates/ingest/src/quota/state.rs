@@ -372,8 +372,8 @@ impl State {
         let feed = self.feed;
         let (mut reason, mut after) = (ShedReason::QuotaEvents, Duration::ZERO);
         for Row { which, rate, tank, n, .. } in self.rows(limits, claim) {
-            let place = tank.bucket.place(n);
-            let wait = tank.bucket.until(place, tank.flow(rate, feed));
+            let flow = tank.flow(rate, feed);
+            let wait = tank.bucket.until(tank.bucket.place(n, flow.grain()), flow);
             if after < wait {
                 (reason, after) = (which.reason(), wait);
             }
@@ -392,11 +392,19 @@ impl State {
         now: u128,
         after: Duration,
     ) -> Key {
-        let events = limits.events.map(|_| self.events.bucket.promise(claim.events));
-        let bytes = limits.bytes.map(|_| self.bytes.bucket.promise(claim.bytes));
+        let feed = self.feed;
+        let slot = |tank: &mut Tank, rate: Rate, n| {
+            let flow = tank.flow(rate, feed);
+            // Where another bucket is what it waits for, this one's units are for others until then;
+            // but leases bring only what is asked for.
+            let leased = matches!(feed, Feed::Leased(_));
+            tank.bucket.promise(n, flow, if leased { Duration::ZERO } else { after })
+        };
+        let events = limits.events.map(|rate| slot(&mut self.events, rate, claim.events));
+        let bytes = limits.bytes.map(|rate| slot(&mut self.bytes, rate, claim.bytes));
         let types = self.types.iter_mut().filter_map(|(name, tank)| {
             let (_, n) = claim.types.iter().find(|(claimed, _)| claimed == name)?;
-            Some((name.clone(), tank.bucket.promise(*n)))
+            Some((name.clone(), slot(tank, *limits.types.get(name)?, *n)))
         });
         let types = types.collect();
         let due = now + after.as_nanos();

@@ -247,6 +247,127 @@ fn promises_that_nobody_takes_up_cost_nothing() {
     }
 }
 
+/// A flood's connections, and polite ones beside it.
+struct Flood {
+    quota: Quota,
+    connections: usize,
+    polite: usize,
+    /// A request of either has this many bytes, one after the other.
+    sizes: &'static [u64],
+    /// Between the flood's requests, in milliseconds: how long the server holds back a refusal.
+    pause: fn(&Client) -> u64,
+    /// After so many requests, or refusals in a row that it did not wait for, a connection is a new one.
+    requests: u32,
+    impolite: u32,
+}
+
+struct Got {
+    events: u64,
+    bytes: u64,
+    polite: u64,
+    tries: u64,
+    kept: u64,
+}
+
+/// Runs it for `seconds`; what is got is counted after the first 10.
+fn run(flood: &Flood, seconds: u128) -> Got {
+    let mut random = SmallRng::seed_from_u64(7);
+    let mut world = World::new(flood.quota.clone());
+    let all = flood.connections + flood.polite;
+    // A client, its requests on this connection and over all, and whether it waits for a promise.
+    let mut states = vec![(Client::default(), 0u32, 0usize, false); all];
+    let mut queue: BinaryHeap<(std::cmp::Reverse<u128>, usize)> =
+        (0..all).map(|at| (std::cmp::Reverse(random.random_range(0..2 * SECOND)), at)).collect();
+    let mut got = Got { events: 0, bytes: 0, polite: 0, tries: 0, kept: 0 };
+    let mut before = None;
+    while let Some((std::cmp::Reverse(now), at)) = queue.pop() {
+        if 10 * SECOND <= now && before.is_none() {
+            before = Some((world.served, world.served_bytes));
+        }
+        if (10 + seconds) * SECOND < now {
+            break;
+        }
+        let (client, sent, total, waits) = &mut states[at];
+        let bytes = flood.sizes[(at + *total) % flood.sizes.len()];
+        let fate = world.send(client, now, 1, bytes);
+        if std::mem::take(waits) {
+            got.tries += 1;
+            got.kept += u64::from(fate.is_ok());
+        }
+        let pause = if at < flood.connections {
+            (*sent, *total) = (*sent + 1, *total + 1);
+            let pause = u128::from((flood.pause)(client)) * SECOND / 1000;
+            if flood.requests <= *sent || flood.impolite <= client.impolite {
+                client.promise.into_iter().for_each(|key| world.state.cancel(key));
+                (*client, *sent) = (Client::default(), 0);
+            }
+            pause + random.random_range(0..SECOND / 1000)
+        } else {
+            match fate {
+                Ok(()) => {
+                    got.polite += 1;
+                    *total += 1;
+                    SECOND / 100
+                }
+                Err((after, promised)) => {
+                    *waits = promised;
+                    after.as_nanos().div_ceil(SECOND).max(1) * SECOND
+                        + random.random_range(0..SECOND / 4)
+                }
+            }
+        };
+        queue.push((std::cmp::Reverse(now + pause), at));
+    }
+    let (events, bytes) = before.unwrap();
+    got.events = world.served - events;
+    got.bytes = world.served_bytes - bytes;
+    got
+}
+
+#[test]
+fn a_flood_of_bodies_of_many_sizes_gets_the_quota_and_who_waits_its_slots() {
+    for (polite, burst) in [(0, 200_000), (8, 200_000), (8, 20_000)] {
+        let flood = Flood {
+            quota: Quota {
+                bytes_per_second: Some(200_000),
+                bytes_burst: Some(burst),
+                ..Quota::default()
+            },
+            connections: 256,
+            polite,
+            sizes: &[15_800, 9_000, 15_800, 4_000, 9_000, 15_800, 9_000, 700],
+            pause: |client| u64::from(10 * client.impolite).min(200),
+            requests: u32::MAX,
+            impolite: 30,
+        };
+        let got = run(&flood, 60);
+        let off = off(got.bytes, 200_000, 0, 60);
+        assert!((-0.02..=0.02).contains(&off), "{polite} {burst}: {off}");
+        assert!(got.kept * 100 >= got.tries * 99, "{} of {}", got.kept, got.tries);
+        assert!(polite == 0 || got.tries > 50, "{}", got.tries);
+    }
+}
+
+#[test]
+fn a_flood_of_short_connections_gets_the_quota_and_who_waits_its_slots() {
+    for (polite, bytes_per_second) in [(0, None), (8, Some(30 * 300))] {
+        let flood = Flood {
+            quota: Quota { bytes_per_second, ..events(30, 30) },
+            connections: 4_000,
+            polite,
+            sizes: &[200],
+            pause: |_| 1_300,
+            requests: 4,
+            impolite: u32::MAX,
+        };
+        let got = run(&flood, 60);
+        let off = off(got.events, 30, 0, 60);
+        assert!((-0.02..=0.02).contains(&off), "{polite} {bytes_per_second:?}: {off}");
+        assert!(got.kept * 100 >= got.tries * 99, "{} of {}", got.kept, got.tries);
+        assert!(polite == 0 || 10 < got.tries, "{}", got.tries);
+    }
+}
+
 #[test]
 fn who_comes_early_loses_its_slot_and_is_counted() {
     let mut world = World::new(events(10, 10));
