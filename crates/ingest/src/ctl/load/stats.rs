@@ -44,8 +44,8 @@ pub struct Stats {
     pub untold: u64,
     /// Refused requests that waited exactly as told and were sent again, where clients do that.
     pub waited: u64,
-    /// How many of those were kept then.
-    pub waited_kept: u64,
+    /// How many of those were not refused for now again.
+    pub waited_let_in: u64,
     /// How long its threads were ready to run and had no CPU, where the system tells.
     pub starved: Duration,
     /// What was let in, by tenths of a second since the run's start.
@@ -105,7 +105,7 @@ impl Stats {
             unjournaled: 0,
             untold: 0,
             waited: 0,
-            waited_kept: 0,
+            waited_let_in: 0,
             starved: Duration::ZERO,
             tenths: Vec::new(),
         })
@@ -160,7 +160,7 @@ impl Stats {
         self.unjournaled += other.unjournaled;
         self.untold += other.untold;
         self.waited += other.waited;
-        self.waited_kept += other.waited_kept;
+        self.waited_let_in += other.waited_let_in;
         self.starved += other.starved;
         for (tenth, what) in (0_u64..).zip(&other.tenths) {
             self.let_in(Duration::from_millis(tenth * 100), *what);

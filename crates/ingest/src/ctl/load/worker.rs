@@ -213,7 +213,7 @@ async fn deliver(
                 }
             };
             stats.waited += u64::from(waited);
-            stats.waited_kept += u64::from(waited && next == Next::Kept);
+            stats.waited_let_in += u64::from(waited && !matches!(next, Next::Later(_)));
             next
         };
         let wait = match (next, plan.refused) {

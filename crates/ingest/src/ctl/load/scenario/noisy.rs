@@ -142,7 +142,7 @@ pub async fn tiny(bench: &Bench<'_>) -> Result<Report, Fault> {
 
 /// `noisy-connections`
 pub async fn connections(bench: &Bench<'_>) -> Result<Report, Fault> {
-    let way = Way::new(bench, Quota { events: Some(30), bytes: None });
+    let way = Way::new(bench, Quota { events: Some(10), bytes: None });
     neighbour(bench, &way, |tenant| {
         let base = Party::attacker(tenant, bodies::plain(bench, 1, false)?);
         let base = Party { reconnect_after: Some(4), ..base };
@@ -168,7 +168,10 @@ pub async fn slow_bodies(bench: &Bench<'_>) -> Result<Report, Fault> {
 
 /// `noisy-types`
 pub async fn types(bench: &Bench<'_>) -> Result<Report, Fault> {
-    let way = Way::new(bench, Quota { events: Some(200), bytes: None });
+    // Once it has named as many types as a tenant may, its events are rejected: they use its quota up
+    // and are not accepted.
+    let quota = Quota { events: Some(200), bytes: None };
+    let way = Way { exact: false, ..Way::new(bench, quota) };
     neighbour(bench, &way, |tenant| {
         let base = Party::attacker(tenant, bodies::of_fresh_types(bench, 10)?);
         Ok(Attackers { parties: flood(&way, base, 256, 8), raws: Vec::new() })
@@ -408,7 +411,7 @@ fn about_attackers(report: &mut Report, way: &Way, attackers: &Attackers, measur
         offered += float(outcome.due) * way.each(party) / lasted;
         delivered += float(outcome.due - outcome.blocked) * way.each(party) / lasted;
         waited += outcome.stats.waited;
-        kept += outcome.stats.waited_kept;
+        kept += outcome.stats.waited_let_in;
     }
     for (raw, counts) in attackers.raws.iter().zip(&measured.raws) {
         let Counts { opened, not_opened, ended, offered } = counts;
@@ -439,7 +442,7 @@ fn about_attackers(report: &mut Report, way: &Way, attackers: &Attackers, measur
         let share_kept = share(float(kept), float(waited));
         let found = format!("{} ({kept} of {waited})", percent(share_kept));
         let holds = waited > 0 && 0.9 <= share_kept;
-        report.check("waited as told, kept at the next try", holds, ">= 90 %", found);
+        report.check("waited as told, let in at the next try", holds, ">= 90 %", found);
         let untold: u64 = measured.attackers.iter().map(|o| o.stats.untold).sum();
         report.check("refusals without Retry-After", untold == 0, "none", human::count(untold));
     }

@@ -148,7 +148,7 @@ impl Report {
         put("errors", json!(stats.errors));
         put("without_retry_after", json!(stats.untold));
         put("waited_as_told", json!(stats.waited));
-        put("kept_at_the_next_try", json!(stats.waited_kept));
+        put("kept_at_the_next_try", json!(stats.waited_let_in));
         put("latency_ms", quantiles(stats));
         let latency = baseline.map(|before| {
             put("baseline_latency_ms", quantiles(before));
