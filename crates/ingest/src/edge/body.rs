@@ -13,6 +13,11 @@ use crate::budget::{Full, Permit, Share};
 /// declared.
 const STEP_BYTES: u64 = 4 << 10;
 
+/// A body up to this size is read through the buffer that its connection has anyway.
+const SMALL_BYTES: u64 = 8 << 10;
+/// What one connection reads ahead at most, on HTTP/1.1.
+pub(super) const READ_BUFFER_BYTES: u64 = 32 << 10;
+
 /// Bounds of one body.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ReadLimits {
@@ -53,7 +58,10 @@ where
     }
     // What would not fit is not begun; what does is taken as it comes, not as it was declared.
     share.check(declared.unwrap_or(0))?;
-    let mut permit = share.try_take(0)?;
+    // Beside the bytes themselves: where many come, the HTTP library reads them through a larger buffer.
+    let large = declared.is_none_or(|n| SMALL_BYTES < n);
+    let buffer = if large { READ_BUFFER_BYTES } else { 0 };
+    let mut permit = share.try_take(buffer)?;
     let deadline = Instant::now() + limits.total;
     let mut first = Bytes::new();
     let mut rest: Option<BytesMut> = None;
@@ -69,7 +77,7 @@ where
         if limits.bytes < bytes {
             return Err(too_large);
         }
-        let missing = bytes.saturating_sub(permit.bytes());
+        let missing = (bytes + buffer).saturating_sub(permit.bytes());
         if missing != 0 {
             permit.grow(missing.next_multiple_of(STEP_BYTES))?;
         }
@@ -93,5 +101,6 @@ where
     if declared.is_some_and(|n| n != whole.len() as u64) {
         return Err(ReadError::Cut);
     }
+    permit.shrink_to(permit.bytes() - buffer);
     Ok((whole, permit))
 }

@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{Size, Span};
 
+pub(crate) use server::{CONNECTION_BYTES, TLS_CONNECTION_BYTES};
 pub use server::{Edge, EdgeError, EdgeHandle, EdgeParts, EdgeStats, bind};
 pub use tls::TlsError;
 
@@ -102,7 +103,7 @@ impl Default for Limits {
             events: 50_000,
             depth: 32,
             fields: 512,
-            connections: 10_000,
+            connections: 2_500,
         }
     }
 }

@@ -96,10 +96,10 @@ struct Exchange {
 
 /// By how much longer each refusal takes for a client that does not wait as it was told, and how long
 /// at most. It costs us nothing, and keeps the processor for those who do.
-const PACE: std::time::Duration = std::time::Duration::from_millis(10);
-const PACE_MAX: std::time::Duration = std::time::Duration::from_millis(200);
+const PACE: std::time::Duration = std::time::Duration::from_millis(50);
+const PACE_MAX: std::time::Duration = std::time::Duration::from_secs(1);
 /// So many refusals in a row that were not waited for end the connection.
-const IMPOLITE_MAX: u32 = 30;
+const IMPOLITE_MAX: u32 = 20;
 
 impl Exchange {
     /// Holds back the refusal of a client that did not wait for the last one's time.

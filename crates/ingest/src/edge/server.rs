@@ -133,9 +133,11 @@ struct Inner {
     crowd: Arc<Crowd>,
 }
 
-/// Memory of one connection that has seen a request: the HTTP library's buffers and our task; with TLS.
-const CONNECTION_BYTES: u64 = 32 << 10;
-const TLS_CONNECTION_BYTES: u64 = 64 << 10;
+/// Memory of one connection that has seen a small request: the HTTP library's buffers and our task. What
+/// larger bodies need to be read is taken with them.
+pub(crate) const CONNECTION_BYTES: u64 = 32 << 10;
+/// The same with TLS.
+pub(crate) const TLS_CONNECTION_BYTES: u64 = 64 << 10;
 
 /// HTTP/2: requests of one connection at once.
 const STREAMS_MAX: u32 = 64;
@@ -144,7 +146,7 @@ const STREAM_WINDOW_BYTES: u32 = 256 << 10;
 const CONNECTION_WINDOW_BYTES: u32 = 512 << 10;
 
 /// HTTP/1.1: what one connection may hold read ahead.
-const READ_BUFFER_BYTES: usize = 64 << 10;
+const READ_BUFFER_BYTES: usize = 32 << 10;
 
 /// How long a connection that has to make room may take to end by itself.
 const LAST_WORDS: Duration = Duration::from_millis(250);

@@ -1,6 +1,9 @@
 //! How `budget.bytes` is divided: what is reserved at start, and the pool that requests share.
 
-use crate::config::Config;
+use crate::{
+    config::Config,
+    edge::{CONNECTION_BYTES, TLS_CONNECTION_BYTES},
+};
 
 /// Memory of one remembered id: 63 bytes, measured with a million of them (docs/deduplication.md).
 const ID_BYTES: u64 = 64;
@@ -20,6 +23,8 @@ pub struct Division {
     pub decoded_bytes: u64,
     /// `edge.limits.body_bytes`, or the same.
     pub body_bytes: u64,
+    /// `edge.limits.connections`, or as many as fit into half of the pool: the rest is for bodies.
+    pub connections: usize,
 }
 
 impl Division {
@@ -38,7 +43,11 @@ impl Division {
         let one = pool / 5 * 2;
         let decoded_bytes = limits.decoded_bytes.0.min(one.max(1));
         let body_bytes = limits.body_bytes.0.min(decoded_bytes);
-        Self { sinks, ids, pool, dedup_ids, decoded_bytes, body_bytes }
+        let tls = config.edge.tls.is_some();
+        let each = if tls { TLS_CONNECTION_BYTES } else { CONNECTION_BYTES };
+        let fit = usize::try_from(pool / 2 / each).unwrap_or(usize::MAX);
+        let connections = limits.connections.min(fit.max(1));
+        Self { sinks, ids, pool, dedup_ids, decoded_bytes, body_bytes, connections }
     }
 
     /// What is less than configured, one sentence each: `budget.bytes` does not hold more.
@@ -49,6 +58,7 @@ impl Division {
             ("log.dedup_ids", self.dedup_ids as u64, config.log.dedup_ids as u64),
             ("edge.limits.decoded_bytes", self.decoded_bytes, limits.decoded_bytes.0),
             ("edge.limits.body_bytes", self.body_bytes, limits.body_bytes.0),
+            ("edge.limits.connections", self.connections as u64, limits.connections as u64),
         ];
         let lower = rows.into_iter().filter(|(_, is, said)| is < said);
         lower
@@ -96,6 +106,6 @@ mod tests {
     fn what_does_not_fit_is_lowered_and_said() {
         let config = config(80 << 20);
         let lowered = Division::of(&config).lowered(&config);
-        assert_eq!(lowered.len(), 3, "{lowered:?}");
+        assert_eq!(lowered.len(), 4, "{lowered:?}");
     }
 }

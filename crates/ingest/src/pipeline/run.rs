@@ -350,6 +350,7 @@ impl Built {
         let mut config = self.config.edge.clone();
         config.limits.decoded_bytes = Size(self.division.decoded_bytes);
         config.limits.body_bytes = Size(self.division.body_bytes);
+        config.limits.connections = self.division.connections;
         let edge = edge::bind(EdgeParts {
             config,
             tenants: Arc::clone(&self.tenants),

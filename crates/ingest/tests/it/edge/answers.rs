@@ -358,7 +358,7 @@ async fn who_never_waits_is_closed_in_the_end() {
         reply.is_shed(ShedReason::QuotaEvents);
         refused += 1;
     }
-    assert!((10..100).contains(&refused), "{refused}");
+    assert!((10..=30).contains(&refused), "{refused}");
     is_closed(&mut stream).await;
 }
 
