@@ -106,6 +106,8 @@ impl Exchange {
     async fn slow_down(&self, refusal: &Refusal) {
         let impolite = self.busy.impolite();
         if impolite != 0 && matches!(refusal.kind, Kind::Shed(..)) {
+            // Where others need its place it may be cut off: nothing of it is kept.
+            let _closable = self.busy.receiving();
             tokio::time::sleep((PACE * impolite).min(PACE_MAX)).await;
         }
     }
