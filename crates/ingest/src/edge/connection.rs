@@ -30,6 +30,9 @@ const LINGER_BYTES: usize = 32 << 20;
 /// where it is; a client that reads while it writes still has its answer.
 const STRANGER_LINGER_BYTES: usize = 16 << 10;
 
+/// How long a connection that has to make room may take to end by itself.
+pub(super) const LAST_WORDS: Duration = Duration::from_millis(250);
+
 /// What a connection is waiting for. Times are milliseconds since it began, plus 1; 0: not waiting.
 #[derive(Debug)]
 pub(super) struct Pulse {
@@ -163,6 +166,16 @@ impl Busy {
     pub(super) fn receiving(&self) -> Receiving {
         self.pulse.receiving.fetch_add(1, Ordering::Relaxed);
         Receiving(Arc::clone(&self.pulse))
+    }
+
+    /// The request is answered, and its body still comes.
+    pub(super) fn still_coming(&self) -> (Self, Receiving) {
+        (self.pulse.request(Arc::clone(&self.place)), self.receiving())
+    }
+
+    /// The slot that its connection was promised is for others.
+    pub(super) fn lets_slot_go(&self) {
+        self.pulse.patience.lock().unwrap_or_else(PoisonError::into_inner).lets_slot_go();
     }
 
     /// What its client was told when it was refused for its quota.

@@ -1,8 +1,8 @@
 //! Who holds the connections: at the bound, whoever holds most gives one back.
 //!
-//! A holder is a tenant, once a request showed its key, and an address before that. A newcomer is never
-//! refused for others' sake: an idle connection of the largest holder is closed instead, else one that
-//! is slow to send. What is being worked on or appended is left alone.
+//! A holder is a tenant, once a request showed its key, and an address before that. An idle connection of
+//! the largest holder is closed, else one that is slow to send. What is being worked on or appended is left
+//! alone, and so are those who hold no more than their even share.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -14,7 +14,7 @@ use tidegate_event::TenantId;
 
 use super::connection::Pulse;
 
-/// Connections of the largest holder that are looked at, the oldest first, to find one to close.
+/// Connections of a holder that are looked at to find one to close, from where the last look ended on.
 const LOOKED_AT: usize = 64;
 
 /// Whose a connection is.
@@ -24,16 +24,11 @@ enum Holder {
     Tenant(TenantId),
 }
 
-impl Holder {
-    /// IPv6 hosts have a whole /64.
-    fn address(address: IpAddr) -> Self {
-        match address.to_canonical() {
-            IpAddr::V6(v6) => {
-                let network = u128::from(v6) & !u128::from(u64::MAX);
-                Self::Address(IpAddr::V6(network.into()))
-            }
-            v4 @ IpAddr::V4(_) => Self::Address(v4),
-        }
+/// IPv6 hosts have a whole /64.
+fn origin(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => IpAddr::V6((u128::from(v6) & !u128::from(u64::MAX)).into()),
+        v4 @ IpAddr::V4(_) => v4,
     }
 }
 
@@ -47,6 +42,40 @@ struct State {
     holders: HashMap<Holder, BTreeMap<u64, Arc<Pulse>>>,
     /// Every holder with how many it has.
     largest: BTreeSet<(usize, Holder)>,
+    /// Connections in all.
+    members: usize,
+    /// Where the next look for one to close begins.
+    look_from: u64,
+    /// How many came from where, those that wait to come in too.
+    origins: HashMap<IpAddr, usize>,
+}
+
+/// A connection that is there, whether it came in yet or not.
+#[derive(Debug)]
+pub(super) struct Arrival {
+    crowd: Arc<Crowd>,
+    origin: IpAddr,
+}
+
+impl Arrival {
+    /// True where those from its address have no more than an even share of `places`.
+    pub(super) fn within_share(&self, places: usize) -> bool {
+        let state = self.crowd.state();
+        let from_there = state.origins.get(&self.origin).copied().unwrap_or(0);
+        from_there.saturating_mul(state.origins.len()) <= places
+    }
+}
+
+impl Drop for Arrival {
+    fn drop(&mut self) {
+        let mut state = self.crowd.state();
+        if let Some(from_there) = state.origins.get_mut(&self.origin) {
+            *from_there -= 1;
+            if *from_there == 0 {
+                state.origins.remove(&self.origin);
+            }
+        }
+    }
 }
 
 /// One connection's place; given up when dropped.
@@ -62,6 +91,7 @@ impl State {
         let members = self.holders.entry(holder.clone()).or_default();
         self.largest.remove(&(members.len(), holder.clone()));
         members.insert(id, pulse);
+        self.members += 1;
         self.largest.insert((members.len(), holder.clone()));
     }
 
@@ -69,6 +99,7 @@ impl State {
         let members = self.holders.get_mut(holder)?;
         let before = members.len();
         let pulse = members.remove(&id)?;
+        self.members -= 1;
         self.largest.remove(&(before, holder.clone()));
         if members.is_empty() {
             self.holders.remove(holder);
@@ -78,16 +109,29 @@ impl State {
         Some(pulse)
     }
 
-    /// The connection to close: of the largest holder that has one which waits.
-    fn one_to_close(&self) -> Option<Arc<Pulse>> {
-        let find = |members: &BTreeMap<u64, Arc<Pulse>>| {
-            let oldest = || members.values().take(LOOKED_AT);
-            let idle = oldest().find(|pulse| pulse.is_idle());
-            idle.or_else(|| oldest().find(|pulse| pulse.is_receiving())).map(Arc::clone)
-        };
+    /// The connection to close: of the largest holder that has one which waits, and more than its share.
+    fn one_to_close(&mut self) -> Option<Arc<Pulse>> {
+        let (from, members, holders) = (self.look_from, self.members, self.holders.len());
         let largest = self.largest.iter().rev().take(LOOKED_AT);
-        largest.filter_map(|(_, holder)| self.holders.get(holder)).find_map(find)
+        let above_share = largest.take_while(|(count, _)| members <= count.saturating_mul(holders));
+        let mut chosen = None;
+        for held in above_share.filter_map(|(_, holder)| self.holders.get(holder)) {
+            (self.look_from, chosen) = look_at(held, from);
+            if chosen.is_some() {
+                break;
+            }
+        }
+        chosen
     }
+}
+
+/// Looks at some of `held` from `from` on, then from the beginning: where that ended, and which can be closed.
+fn look_at(held: &BTreeMap<u64, Arc<Pulse>>, from: u64) -> (u64, Option<Arc<Pulse>>) {
+    let round = || held.range(from..).chain(held.range(..from)).take(LOOKED_AT);
+    let idle = round().find(|(_, pulse)| pulse.is_idle());
+    let found = idle.or_else(|| round().find(|(_, pulse)| pulse.is_receiving()));
+    let last = found.or_else(|| round().last());
+    (last.map_or(from, |(id, _)| id + 1), found.map(|(_, pulse)| Arc::clone(pulse)))
 }
 
 impl Crowd {
@@ -95,9 +139,16 @@ impl Crowd {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A connection from `address` wants to come in.
+    pub(super) fn arrive(self: &Arc<Self>, address: IpAddr) -> Arrival {
+        let origin = origin(address);
+        *self.state().origins.entry(origin).or_default() += 1;
+        Arrival { crowd: Arc::clone(self), origin }
+    }
+
     /// A new connection.
     pub(super) fn enter(self: &Arc<Self>, address: IpAddr, pulse: &Arc<Pulse>) -> Place {
-        let holder = Holder::address(address);
+        let holder = Holder::Address(origin(address));
         let mut state = self.state();
         state.next += 1;
         let id = state.next;
@@ -177,6 +228,47 @@ mod tests {
         // Those that were told already are not told again.
         assert_eq!(spread.iter().filter(|(_, pulse)| pulse.is_closing()).count(), 5);
         assert!(!one.iter().any(|(_, pulse)| pulse.is_closing()));
+    }
+
+    #[test]
+    fn one_that_waits_is_found_among_many_at_work() {
+        let crowd = Arc::new(Crowd::default());
+        let at_work: Vec<_> = (0..300)
+            .map(|_| enter(&crowd, "192.0.2.1"))
+            .map(|(place, pulse)| pulse.request(place))
+            .collect();
+        let (_place, idle) = enter(&crowd, "192.0.2.1");
+        let looks = (0..=300 / LOOKED_AT).filter(|_| crowd.make_room()).count();
+        assert_eq!((looks, idle.is_closing()), (1, true));
+        drop(at_work);
+    }
+
+    #[test]
+    fn who_has_no_more_than_an_even_share_gives_nothing_back() {
+        let crowd = Arc::new(Crowd::default());
+        let at_work: Vec<_> = (0..9)
+            .map(|_| enter(&crowd, "192.0.2.1"))
+            .map(|(place, pulse)| pulse.request(place))
+            .collect();
+        let few: Vec<_> = (0..3).map(|_| enter(&crowd, "192.0.2.2")).collect();
+        assert!(!crowd.make_room() && !few.iter().any(|(_, pulse)| pulse.is_closing()));
+        drop(at_work);
+        assert!(crowd.make_room(), "they are all there is");
+    }
+
+    #[test]
+    fn an_address_is_within_its_share_until_it_has_its_part_of_all_places() {
+        let crowd = Arc::new(Crowd::default());
+        let many: Vec<_> = (0..6).map(|_| crowd.arrive("192.0.2.1".parse().unwrap())).collect();
+        let one = many.first().unwrap();
+        assert!(one.within_share(6) && !one.within_share(5));
+        let other = crowd.arrive("2001:db8::1".parse().unwrap());
+        let its_neighbour = crowd.arrive("2001:db8::2".parse().unwrap());
+        assert!(!one.within_share(6) && other.within_share(4) && !other.within_share(3));
+        drop((other, its_neighbour));
+        assert!(one.within_share(6));
+        drop(many);
+        assert!(crowd.state().origins.is_empty());
     }
 
     #[test]

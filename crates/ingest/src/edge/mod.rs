@@ -6,6 +6,7 @@ mod body;
 mod coding;
 mod connection;
 mod crowd;
+mod door;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;

@@ -59,6 +59,11 @@ pub(super) struct Shared {
 }
 
 impl Shared {
+    /// True once no new requests are taken.
+    pub(super) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
     /// How much of a body is read, and how long that may take.
     fn read_limits(&self) -> ReadLimits {
         ReadLimits {
@@ -143,7 +148,7 @@ pub(super) async fn serve(shared: Arc<Shared>, request: Request<Incoming>, busy:
     let close = exchange.unread
         || IMPOLITE_MAX <= exchange.busy.impolite()
         || answer.status() == StatusCode::UNAUTHORIZED
-        || shared.draining.load(Ordering::Relaxed);
+        || shared.is_draining();
     if IMPOLITE_MAX <= exchange.busy.impolite() && version == Version::HTTP_2 {
         exchange.busy.ends_connection();
     }
@@ -240,16 +245,21 @@ async fn respond(
     exchange.busy.is_known(&caller.tenant.id);
     // From here on no way out, not even a client that hangs up, leaves nothing in the books.
     let mut unread = shared.books.unread(&caller.tenant.id, declared);
+    let share = shared.budget.share(&caller.tenant.id, caller.tenant.weight());
+    let multiplexed = parts.version == Version::HTTP_2;
     let gated = gate(shared, &parts, &caller, &candidates, declared, exchange);
     let (protocol, coding, mut admitted) = match gated {
         Ok(gated) => gated,
         Err(refusal) => {
-            exchange.unread = !over::pass(&refusal, exchange.passes_over, body).await;
+            if exchange.unread && over::may_pass(&refusal, exchange.passes_over) {
+                let busy = &exchange.busy;
+                let refused = over::Refused { body, busy, share: &share, multiplexed };
+                exchange.unread = !over::pass(shared, refused).await;
+            }
             return Err(refusal);
         }
     };
 
-    let share = shared.budget.share(&caller.tenant.id, caller.tenant.weight());
     admitted.begin_reading();
     let receiving = exchange.busy.receiving();
     let read = body::read(body, shared.read_limits(), &share).await;
@@ -285,7 +295,7 @@ fn health(shared: &Shared, parts: &Parts) -> Option<Answer> {
     }
     let well = match parts.uri.path() {
         "/healthz" => true,
-        "/readyz" => !shared.draining.load(Ordering::Relaxed) && shared.pressure.ready(),
+        "/readyz" => !shared.is_draining() && shared.pressure.ready(),
         _ => return None,
     };
     let status = if well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
@@ -358,7 +368,7 @@ fn gate(
     exchange.passes_over = over::is_passed(parts, declared, exchange.busy.impolite());
     let tenant = &caller.tenant;
     let account = exchange.account.insert(shared.quotas.account(tenant));
-    if shared.draining.load(Ordering::Relaxed) {
+    if shared.is_draining() {
         return Err(Refusal::shed(ShedReason::Draining, DRAINING_FOR));
     }
     if let Some((reason, after)) = shared.pressure.shed(&tenant.id) {

@@ -21,28 +21,23 @@ use hyper_util::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpSocket, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    sync::watch,
     time::{Instant, sleep, sleep_until, timeout, timeout_at},
 };
 
 use super::{
     EdgeConfig, Limits, Timeouts,
-    connection::{Pulse, Watched},
-    crowd::{Crowd, Place},
+    connection::{LAST_WORDS, Pulse, Watched},
+    crowd::Place,
+    door::{Door, Room},
     judge::Judge,
     request::{self, Shared},
     tls::{Tls, TlsError},
     turns::Turns,
 };
 use crate::{
-    books::Books,
-    budget::{Budget, Permit},
-    clock::Clock,
-    metrics,
-    quota::Quotas,
-    shed::Pressure,
-    tenants::Tenants,
-    writer::Append,
+    books::Books, budget::Budget, clock::Clock, metrics, quota::Quotas, shed::Pressure,
+    tenants::Tenants, writer::Append,
 };
 
 /// What the edge is made of.
@@ -127,10 +122,8 @@ struct Inner {
     tls: Option<Arc<Tls>>,
     http: auto::Builder<TokioExecutor>,
     phase: watch::Sender<Phase>,
-    slots: Arc<Semaphore>,
-    slots_max: u32,
+    door: Door,
     connections: AtomicUsize,
-    crowd: Arc<Crowd>,
 }
 
 /// Memory of one connection that has seen a small request: the HTTP library's buffers and our task. What
@@ -147,9 +140,6 @@ const CONNECTION_WINDOW_BYTES: u32 = 512 << 10;
 
 /// HTTP/1.1: what one connection may hold read ahead.
 const READ_BUFFER_BYTES: usize = 32 << 10;
-
-/// How long a connection that has to make room may take to end by itself.
-const LAST_WORDS: Duration = Duration::from_millis(250);
 
 /// While draining, how long clients are told so at least before connections are closed.
 const NOTICE: Duration = Duration::from_millis(500);
@@ -170,7 +160,9 @@ pub async fn bind(parts: EdgeParts) -> Result<Edge, EdgeError> {
     let listener = open(&config.listen).await.map_err(listen)?;
     let address = listener.local_addr().map_err(listen)?;
     let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    let slots_max = config.limits.connections.clamp(1, Semaphore::MAX_PERMITS.min(1 << 30));
+    let places = config.limits.connections.clamp(1, 1 << 28);
+    let bytes = if tls.is_some() { TLS_CONNECTION_BYTES } else { CONNECTION_BYTES };
+    let door = Door::new(places, bytes, Arc::clone(&budget));
     let http = http(&config.limits);
     let shared = Arc::new(Shared {
         limits: Arc::new(config.limits),
@@ -192,10 +184,8 @@ pub async fn bind(parts: EdgeParts) -> Result<Edge, EdgeError> {
         tls,
         http,
         phase: watch::Sender::new(Phase::Serving),
-        slots: Arc::new(Semaphore::new(slots_max)),
-        slots_max: u32::try_from(slots_max).unwrap_or(u32::MAX),
+        door,
         connections: AtomicUsize::new(0),
-        crowd: Arc::default(),
     });
     Ok(Edge { listener, address, inner })
 }
@@ -279,11 +269,11 @@ impl EdgeHandle {
         let connections = self.0.connections.load(Ordering::Relaxed);
         EdgeStats {
             connections,
-            connection_bytes: connections as u64 * self.0.connection_bytes(),
+            connection_bytes: connections as u64 * self.0.door.bytes(),
             requests: shared.in_flight.load(Ordering::Relaxed),
             bound_bytes: shared.budget.bound(),
             held_bytes: shared.budget.held(),
-            draining: shared.draining.load(Ordering::Relaxed),
+            draining: shared.is_draining(),
         }
     }
 }
@@ -323,41 +313,30 @@ async fn accept(listener: &TcpListener, inner: &Arc<Inner>) {
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
-                let room = inner.room().await;
                 let inner = Arc::clone(inner);
-                tokio::spawn(async move { inner.connection(stream, peer, room).await });
+                tokio::spawn(async move { inner.admit(stream, peer).await });
             }
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
                 // Out of descriptors or memory: an idle connection has some.
-                inner.crowd.make_room();
+                inner.door.crowd().make_room();
                 sleep(Duration::from_millis(50)).await;
             }
         }
     }
 }
 
-/// What a connection holds besides its socket.
-struct Room {
-    _slot: OwnedSemaphorePermit,
-    _memory: Permit,
-}
-
 impl Inner {
-    fn connection_bytes(&self) -> u64 {
-        if self.tls.is_some() { TLS_CONNECTION_BYTES } else { CONNECTION_BYTES }
-    }
-
-    /// Room for one more connection: there soon is, unless every other one is being worked on.
-    async fn room(&self) -> Room {
-        loop {
-            let slot = Arc::clone(&self.slots).try_acquire_owned();
-            let memory = self.shared.budget.unshared().try_take(self.connection_bytes());
-            if let (Ok(slot), Ok(memory)) = (slot, memory) {
-                return Room { _slot: slot, _memory: memory };
-            }
-            self.crowd.make_room();
-            sleep(LOOK_AGAIN).await;
+    /// Serves the connection once there is room for it.
+    async fn admit(&self, stream: TcpStream, peer: SocketAddr) {
+        let mut phase = self.phase.subscribe();
+        let room = tokio::select! {
+            room = self.door.room(peer.ip(), self.shared.timeouts.header.0) => room,
+            _aborting = ending(&mut phase, false) => None,
+        };
+        match room {
+            Some(room) => self.connection(stream, peer, room).await,
+            None => tracing::debug!(%peer, "connection closed: there was no room for it"),
         }
     }
 
@@ -370,7 +349,7 @@ impl Inner {
             return;
         }
         let pulse = Pulse::new(false);
-        let place = Arc::new(self.crowd.enter(peer.ip(), &pulse));
+        let place = Arc::new(self.door.crowd().enter(peer.ip(), &pulse));
         let Some(tls) = &self.tls else {
             self.serve(stream, peer, pulse, place).await;
             return;
@@ -474,15 +453,14 @@ impl Inner {
     /// Closes every connection, those that are at work at the deadline.
     async fn end(&self, deadline: Instant) {
         self.phase.send_replace(Phase::Closing);
-        let all_gone = self.slots.acquire_many(self.slots_max);
-        if timeout_at(deadline, all_gone).await.is_err() {
+        if timeout_at(deadline, self.door.empty()).await.is_err() {
             tracing::warn!(
                 connections = self.connections.load(Ordering::Relaxed),
                 "connections cut off at the end of the drain timeout"
             );
             self.phase.send_replace(Phase::Aborting);
             // Every task sees it at its next poll; none blocks.
-            let _ = timeout(Duration::from_secs(1), self.slots.acquire_many(self.slots_max)).await;
+            let _ = timeout(Duration::from_secs(1), self.door.empty()).await;
         }
     }
 }
@@ -505,8 +483,10 @@ async fn ending(phase: &mut watch::Receiver<Phase>, closing: bool) -> bool {
     phase.wait_for(over).await.map_or(true, |phase| *phase == Phase::Aborting)
 }
 
-/// How often a connection's pulse is looked at: a timeout fires at most a quarter late.
+/// How often a connection's pulse is looked at: a timeout fires at most a quarter late. Not the same for
+/// all: thousands that came together do not end, and come again, in the same moment.
 fn look_every(timeouts: &Timeouts) -> Duration {
     let shortest = timeouts.header.0.min(timeouts.idle.0).min(timeouts.body_idle.0);
-    (shortest / 4).clamp(Duration::from_millis(5), Duration::from_secs(5))
+    let most = (shortest / 4).clamp(Duration::from_millis(5), Duration::from_secs(5));
+    most.mul_f64(rand::random_range(0.5..1.0))
 }

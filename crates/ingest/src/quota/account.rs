@@ -82,6 +82,11 @@ impl Patience {
         self.impolite
     }
 
+    /// Gives back what is held for the connection.
+    pub fn lets_slot_go(&mut self) {
+        self.promise = None;
+    }
+
     /// True while a slot is held for the connection.
     #[must_use]
     pub fn has_promise(&self) -> bool {

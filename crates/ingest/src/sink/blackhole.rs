@@ -50,16 +50,22 @@ impl Blackhole {
     /// Lets `bytes` pass, as fast as it may.
     fn swallow(&self, bytes: u64) {
         let Some(speed) = self.bytes_per_second else { return };
-        let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(speed.max(1));
-        let takes = Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
+        let now = Instant::now();
         // All lanes and partitions share the speed: each takes its turn behind those before it.
         let done = {
             let mut free_at = self.free_at.lock().unwrap_or_else(PoisonError::into_inner);
-            *free_at = (*free_at).max(Instant::now()) + takes;
+            *free_at = passed_at(*free_at, now, bytes, speed);
             *free_at
         };
-        thread::sleep(done.saturating_duration_since(Instant::now()));
+        thread::sleep(done.saturating_duration_since(now));
     }
+}
+
+/// When `bytes` have passed that come `now`, at `speed` bytes per second, behind what is through at
+/// `free_at`.
+fn passed_at(free_at: Instant, now: Instant, bytes: u64, speed: u64) -> Instant {
+    let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(speed.max(1));
+    free_at.max(now) + Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
 }
 
 impl Sink for Blackhole {
@@ -101,11 +107,15 @@ mod tests {
 
     #[test]
     fn what_is_written_takes_the_time_that_the_speed_says() {
-        let start = Instant::now();
-        let sink = Blackhole { bytes_per_second: Some(100_000), free_at: start.into() };
-        for _ in 0..3 {
-            sink.swallow(1_000);
-        }
-        assert!(start.elapsed() >= Duration::from_millis(30));
+        let now = Instant::now();
+        let after = |millis| now + Duration::from_millis(millis);
+        let first = passed_at(now, now, 1_000, 100_000);
+        assert_eq!(first, after(10));
+        assert_eq!(passed_at(first, after(4), 2_000, 100_000), after(30), "behind the first");
+        assert_eq!(
+            passed_at(first, after(50), 500, 100_000),
+            after(55),
+            "idle time is not saved up"
+        );
     }
 }

@@ -18,7 +18,7 @@ use tidegate_event::TenantId;
 
 use super::{
     delivery::Delivery,
-    desk::{BACKOFF_FIRST, Desk, End},
+    desk::{BACKOFF_FIRST, Desk, End, PANICKED},
     memory::Aside,
     pace::HAND_OFF_AFTER,
     rows::Lane,
@@ -126,7 +126,7 @@ struct Farewell<'a>(&'a Desk);
 impl Drop for Farewell<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.0.fail("its thread panicked; restart the server".to_owned());
+            self.0.fail(PANICKED.to_owned());
         }
     }
 }

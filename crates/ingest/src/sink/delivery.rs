@@ -13,7 +13,7 @@ use std::{
 use tidegate_event::{BatchView, Offset, ReceivedAt};
 
 use super::{
-    desk::{Desk, End, LaneOutcome, Onlooker, TICK},
+    desk::{Desk, End, LaneOutcome, Onlooker, PANICKED, TICK},
     memory::{Aside, Memory},
     rows::{Head, Lane, Lanes, Row},
     source::SourceFrame,
@@ -143,6 +143,7 @@ impl Delivery {
     /// Writes what is left of the window: a writer's whole work. A lane that is handed off meanwhile
     /// is finished here too.
     pub fn write(&self, desk: &Desk, turn: u64) {
+        let _deathbed = Deathbed(self, turn);
         let ended = self.write_groups(desk, turn);
         let mut progress = self.progress();
         if progress.turn == turn {
@@ -341,6 +342,19 @@ impl Delivery {
         let settled = desk.settle_alone(&held, self.to, rows.len() as u64, bytes, outcome);
         desk.board().at_work.remove(lane);
         settled
+    }
+}
+
+/// Says so at once where the writer panics.
+struct Deathbed<'a>(&'a Delivery, u64);
+
+impl Drop for Deathbed<'_> {
+    fn drop(&mut self) {
+        let mut progress = self.0.progress();
+        if std::thread::panicking() && progress.turn == self.1 {
+            progress.ended = Some(Err(End::Fault(PANICKED.to_owned())));
+            self.0.changed.notify_all();
+        }
     }
 }
 

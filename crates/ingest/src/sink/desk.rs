@@ -32,6 +32,8 @@ use crate::{
     storage::Storage,
 };
 
+/// What is told of a thread that panicked.
+pub(super) const PANICKED: &str = "its thread panicked; restart the server";
 /// The longest wait before orders are looked at again.
 pub(super) const TICK: Duration = Duration::from_millis(100);
 pub(super) const BACKOFF_FIRST: Duration = Duration::from_secs(1);

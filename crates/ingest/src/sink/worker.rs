@@ -26,7 +26,7 @@ use tidegate_event::{Offset, ReceivedAt};
 use super::{
     crew::Crew,
     delivery::{Delivery, Done, Waiting},
-    desk::{BACKOFF_FIRST, Desk, End, Shared, TICK},
+    desk::{BACKOFF_FIRST, Desk, End, PANICKED, Shared, TICK},
     pace::SLOW_AFTER,
     rows::Lane,
     source::SourceError,
@@ -52,8 +52,7 @@ struct Farewell(Arc<Shared>);
 impl Drop for Farewell {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let error = "its thread panicked; restart the server".to_owned();
-            self.0.board().phase = SinkState::Stopped { error };
+            self.0.board().phase = SinkState::Stopped { error: PANICKED.to_owned() };
         }
         self.0.done.send_replace(true);
     }

@@ -28,6 +28,7 @@ mod payload;
 mod protocol;
 mod report;
 mod scenario;
+mod stall;
 mod stats;
 mod worker;
 
@@ -236,6 +237,7 @@ fn plan(args: &LoadArgs, context: &Context) -> Result<Plan, Fault> {
         stop: AtomicBool::new(false),
         journal: args.journal.as_deref().map(Journal::create).transpose()?.map(Mutex::new),
         fault: Mutex::new(None),
+        stalls: None,
     })
 }
 

@@ -48,6 +48,8 @@ pub struct Stats {
     pub waited_let_in: u64,
     /// How long its threads were ready to run and had no CPU, where the system tells.
     pub starved: Duration,
+    /// Answers whose latency is not among the others, the load itself having stood still meanwhile.
+    pub stalled: u64,
     /// What was let in, by tenths of a second since the run's start.
     pub tenths: Vec<Let>,
 }
@@ -107,6 +109,7 @@ impl Stats {
             waited: 0,
             waited_let_in: 0,
             starved: Duration::ZERO,
+            stalled: 0,
             tenths: Vec::new(),
         })
     }
@@ -162,6 +165,7 @@ impl Stats {
         self.waited += other.waited;
         self.waited_let_in += other.waited_let_in;
         self.starved += other.starved;
+        self.stalled += other.stalled;
         for (tenth, what) in (0_u64..).zip(&other.tenths) {
             self.let_in(Duration::from_millis(tenth * 100), *what);
         }

@@ -16,6 +16,7 @@ use tokio::sync::Semaphore;
 use super::{
     payload::{ID_CHARS, Template, write_id, write_type},
     protocol::Protocol,
+    stall::Stalls,
     stats::{Let, Stats},
 };
 use crate::ctl::{
@@ -93,6 +94,8 @@ pub struct Plan {
     pub journal: Option<Mutex<Journal>>,
     /// What ended the run early.
     pub fault: Mutex<Option<Fault>>,
+    /// When the load itself stood still; latencies that such a time is part of are counted apart.
+    pub stalls: Option<Arc<Stalls>>,
 }
 
 /// Locks; a thread that died holding it left nothing half done.
@@ -254,7 +257,11 @@ fn answered(plan: &Plan, stats: &mut Stats, reply: &Reply, sent: &Sent<'_>) -> R
     *stats.codes.entry(reply.status.as_u16()).or_default() += 1;
     let now = Instant::now();
     stats.last = Some(now);
-    stats.took(now.saturating_duration_since(sent.due), reply.status == StatusCode::OK);
+    if plan.stalls.as_ref().is_some_and(|stalls| stalls.between(sent.due, now)) {
+        stats.stalled += 1;
+    } else {
+        stats.took(now.saturating_duration_since(sent.due), reply.status == StatusCode::OK);
+    }
     let shed = matches!(reply.status.as_u16(), 429 | 503);
     let since = now.saturating_duration_since(plan.start);
     if !shed {

@@ -173,7 +173,7 @@ async fn a_body_that_drips_is_408_at_the_end_of_its_time() {
     .await;
     let stream = server.connect().await;
     let (mut reader, mut writer) = stream.into_split();
-    let head = server.head(&format!("{JSON}Content-Length: 100000\r\n\r\n"));
+    let head = server.head(&format!("{JSON}Content-Length: 2000000\r\n\r\n"));
     writer.write_all(head.as_bytes()).await.unwrap();
     let drip = tokio::spawn(async move {
         while writer.write_all(b" ").await.is_ok() {
@@ -289,7 +289,6 @@ async fn over_the_quota_of_bytes_is_429_before_the_body() {
     let declared = server.head(&format!("{JSON}Content-Length: 9\r\n\r\n"));
     let reply = server.raw(declared.as_bytes()).await;
     reply.is_shed(ShedReason::QuotaBytes);
-    assert_eq!(reply.header("connection"), Some("close"));
     assert!(reply.header("ratelimit-policy").unwrap().contains("content-bytes"));
     let page = server.page();
     assert_eq!((page.refused_requests, page.refused_bytes), (1, 9));
@@ -307,11 +306,42 @@ async fn a_refusal_whose_small_body_is_there_keeps_the_connection() {
         let reply = read_reply(&mut stream).await;
         assert_eq!(reply.is_shed(ShedReason::QuotaBytes).header("connection"), None);
     }
-    // Half of a body is not waited for.
-    stream.write_all(format!("{head}{{").as_bytes()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_refusal_does_not_wait_for_the_rest_of_a_body_and_its_connection_serves_on() {
+    let server = start_with(|setup| setup.quota = per_second(None, Some(10))).await;
+    server.json(&format!("[{ONE},{ONE}]")).await.counts(2, 0, 0);
+    let request = {
+        let head = server.head(&format!("{JSON}Content-Length: {}\r\n\r\n", ONE.len()));
+        format!("{head}{ONE}")
+    };
+    let (most, rest) = request.split_at(request.len() - 2);
+    let mut stream = server.connect().await;
+    stream.write_all(most.as_bytes()).await.unwrap();
     let reply = read_reply(&mut stream).await;
-    assert_eq!(reply.is_shed(ShedReason::QuotaBytes).header("connection"), Some("close"));
-    is_closed(&mut stream).await;
+    assert_eq!(reply.is_shed(ShedReason::QuotaBytes).header("connection"), None);
+    stream.write_all(format!("{rest}{request}").as_bytes()).await.unwrap();
+    read_reply(&mut stream).await.is_shed(ShedReason::QuotaBytes);
+    server.is_balanced().await;
+}
+
+#[tokio::test]
+async fn the_end_does_not_wait_for_the_body_of_a_refused_request() {
+    let server = start_with(|setup| {
+        setup.quota = per_second(None, Some(10));
+        setup.config.timeouts.drain = Span::seconds(3600);
+    })
+    .await;
+    server.json(&format!("[{ONE},{ONE}]")).await.counts(2, 0, 0);
+    let mut slow = server.connect().await;
+    let head = server.head(&format!("{JSON}Content-Length: 1000\r\n\r\n{{"));
+    slow.write_all(head.as_bytes()).await.unwrap();
+    read_reply(&mut slow).await.is_shed(ShedReason::QuotaBytes);
+    server.handle.drain();
+    let Server { served, .. } = server;
+    served.await.unwrap();
+    is_closed(&mut slow).await;
 }
 
 #[tokio::test]
@@ -366,7 +396,7 @@ async fn who_never_waits_is_closed_in_the_end() {
 async fn a_refusal_closes_where_much_of_the_body_would_follow() {
     let server = start_with(|setup| setup.quota = per_second(None, Some(10))).await;
     server.json(ONE).await.counts(1, 0, 0);
-    let large = server.head(&format!("{JSON}Content-Length: 100000\r\n\r\n"));
+    let large = server.head(&format!("{JSON}Content-Length: 2000000\r\n\r\n"));
     let reply = server.raw(large.as_bytes()).await;
     reply.is_shed(ShedReason::QuotaBytes);
     assert_eq!(reply.header("connection"), Some("close"));

@@ -21,6 +21,7 @@ use crate::ctl::{
     load::{
         engine::{self, Running},
         protocol::PROTOCOLS,
+        stall::{Stalls, Watch},
         stats::{Let, Stats},
         worker::{Body, Plan, Refused, lock},
     },
@@ -189,12 +190,13 @@ impl Party {
             stop: AtomicBool::new(false),
             journal: self.journal.as_deref().map(Journal::create).transpose()?.map(Mutex::new),
             fault: Mutex::new(None),
+            stalls: Some(Arc::clone(&when.stalls)),
         })
     }
 }
 
 /// When a party sends, and which part of that is measured.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct When {
     /// From.
     pub start: Instant,
@@ -202,6 +204,8 @@ pub struct When {
     pub lasts: Duration,
     /// What is let in counts from so long after the start.
     pub measured_after: Duration,
+    /// When the load itself stood still.
+    pub stalls: Arc<Stalls>,
 }
 
 /// One party's part in a phase.
@@ -236,10 +240,12 @@ pub async fn run(
 ) -> Result<(Vec<Outcome>, Vec<raw::Counts>), Fault> {
     // A moment for threads to start: then all is on time.
     let begin = Instant::now() + Duration::from_millis(50);
+    let watch = Watch::start();
     let mut running = Vec::new();
     for part in parts {
         let start = begin + part.after;
-        let when = When { start, lasts: part.lasts, measured_after: part.measured_after };
+        let stalls = Arc::clone(watch.stalls());
+        let when = When { start, lasts: part.lasts, measured_after: part.measured_after, stalls };
         let plan = Arc::new(part.party.plan(server, &when)?);
         let niceness = if part.party.attacks { ATTACKERS_NICENESS } else { 0 };
         let run = Running::start(plan, part.party.connections, 1, niceness)?;

@@ -17,7 +17,11 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{party::ATTACKERS, server::Tenant};
+use super::{
+    party::ATTACKERS,
+    report::{float, share},
+    server::Tenant,
+};
 use crate::ctl::{client::Target, fault::Fault, load::engine::be_nice};
 
 /// A connection that was closed, or could not be made, is opened again after this long.
@@ -40,6 +44,14 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// The time after which a connection does the same again.
+    fn gap(self) -> Duration {
+        match self {
+            Self::SlowBody { gap } => gap,
+            Self::HalfHead | Self::NeverReads => Duration::from_secs(1),
+        }
+    }
+
     /// As the report calls it.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -125,8 +137,10 @@ impl Running {
                 for number in 0..connections {
                     let (target, counted) = (target.clone(), Arc::clone(&counted));
                     let words = Arc::clone(&words);
-                    // Not all in the same moment: no listener's queue takes that.
-                    let pause = Duration::from_micros(100 * number as u64);
+                    // As clients that know nothing of each other: spread over the time after which each
+                    // does the same again.
+                    let pause =
+                        kind.gap().mul_f64(share(float(number as u64), float(connections as u64)));
                     tasks.spawn(async move {
                         sleep(pause).await;
                         keep_open(kind, &target, &words, &counted).await;
@@ -246,7 +260,7 @@ async fn speak(kind: Kind, mut stream: TcpStream, words: &Words, counted: &Share
                 return;
             }
             count(&counted.offered);
-            sleep(Duration::from_secs(1)).await;
+            sleep(kind.gap()).await;
         },
     }
 }
