@@ -7,7 +7,8 @@ use tidegate_event::TenantId;
 /// Tells the edge what behind it is full, before a body is read.
 pub trait Pressure: Send + Sync {
     /// Why this tenant's requests are to be refused now, and when to come again; `None`: they are not.
-    fn shed(&self, tenant: &TenantId) -> Option<(ShedReason, Duration)>;
+    /// Who `waited` as it was told comes before all who did not, where there is a little room again.
+    fn shed(&self, tenant: &TenantId, waited: bool) -> Option<(ShedReason, Duration)>;
 
     /// True where an event of a tenant within its bounds would be taken now.
     fn ready(&self) -> bool {
@@ -20,7 +21,7 @@ pub trait Pressure: Send + Sync {
 pub struct NoPressure;
 
 impl Pressure for NoPressure {
-    fn shed(&self, _: &TenantId) -> Option<(ShedReason, Duration)> {
+    fn shed(&self, _: &TenantId, _waited: bool) -> Option<(ShedReason, Duration)> {
         None
     }
 }

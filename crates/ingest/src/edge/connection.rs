@@ -4,7 +4,7 @@ use std::{
     io,
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
@@ -33,6 +33,10 @@ const STRANGER_LINGER_BYTES: usize = 16 << 10;
 /// How long a connection that has to make room may take to end by itself.
 pub(super) const LAST_WORDS: Duration = Duration::from_millis(250);
 
+/// Who comes so much later than it was told still waited as told: `Retry-After` counts whole seconds,
+/// and is spread.
+const AS_TOLD: Duration = Duration::from_secs(10);
+
 /// What a connection is waiting for. Times are milliseconds since it began, plus 1; 0: not waiting.
 #[derive(Debug)]
 pub(super) struct Pulse {
@@ -48,6 +52,8 @@ pub(super) struct Pulse {
     closing: AtomicBool,
     close: Notify,
     patience: Mutex<Patience>,
+    /// When the last refusal that was for nobody's quota told its client to come again.
+    come_again: Mutex<Option<Instant>>,
 }
 
 /// Why a connection was closed.
@@ -72,6 +78,7 @@ impl Pulse {
             closing: AtomicBool::new(false),
             close: Notify::new(),
             patience: Mutex::default(),
+            come_again: Mutex::default(),
         })
     }
 
@@ -181,6 +188,21 @@ impl Busy {
     /// What its client was told when it was refused for its quota.
     pub(super) fn patience(&self) -> &Mutex<Patience> {
         &self.pulse.patience
+    }
+
+    /// Its client is told to come again after so long.
+    pub(super) fn is_sent_away(&self, after: Duration) {
+        *self.come_again() = Some(Instant::now() + after);
+    }
+
+    /// True where its client was sent away, and comes when it was told to. Said once.
+    pub(super) fn comes_as_told(&self) -> bool {
+        let now = Instant::now();
+        self.come_again().take().is_some_and(|then| then <= now && now <= then + AS_TOLD)
+    }
+
+    fn come_again(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.pulse.come_again.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Requests in a row that came before they were told to.

@@ -371,7 +371,8 @@ fn gate(
     if shared.is_draining() {
         return Err(Refusal::shed(ShedReason::Draining, DRAINING_FOR));
     }
-    if let Some((reason, after)) = shared.pressure.shed(&tenant.id) {
+    if let Some((reason, after)) = shared.pressure.shed(&tenant.id, exchange.busy.comes_as_told()) {
+        exchange.busy.is_sent_away(after);
         return Err(Refusal::shed(reason, after));
     }
     if declared.is_some_and(|bytes| shared.limits.body_bytes.0 < bytes) {

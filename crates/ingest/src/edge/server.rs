@@ -139,7 +139,7 @@ const STREAM_WINDOW_BYTES: u32 = 256 << 10;
 const CONNECTION_WINDOW_BYTES: u32 = 512 << 10;
 
 /// HTTP/1.1: what one connection may hold read ahead.
-const READ_BUFFER_BYTES: usize = 32 << 10;
+const READ_AHEAD_BYTES: usize = 32 << 10;
 
 /// While draining, how long clients are told so at least before connections are closed.
 const NOTICE: Duration = Duration::from_millis(500);
@@ -219,7 +219,7 @@ fn http(limits: &Limits) -> auto::Builder<TokioExecutor> {
         // Counted from the first byte by `Pulse`; the library's own would end idle connections.
         .header_read_timeout(None)
         .max_headers(limits.headers.saturating_mul(2).max(100))
-        .max_buf_size(header_bytes.max(READ_BUFFER_BYTES))
+        .max_buf_size(header_bytes.max(READ_AHEAD_BYTES))
         .half_close(true);
     builder
         .http2()
@@ -335,7 +335,8 @@ impl Inner {
             _aborting = ending(&mut phase, false) => None,
         };
         match room {
-            Some(room) => self.connection(stream, peer, room).await,
+            // On the heap only now: those that wait are to cost little.
+            Some(room) => Box::pin(self.connection(stream, peer, room)).await,
             None => tracing::debug!(%peer, "connection closed: there was no room for it"),
         }
     }

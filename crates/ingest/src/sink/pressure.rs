@@ -31,7 +31,8 @@ use crate::{
 /// A sink may always be behind by this much (or by `log.backlog_bytes` where that is less), however
 /// slow it is: small against any disk, and minutes of an ordinary load.
 pub const BACKLOG_FLOOR: u64 = 1 << 30;
-/// A full sink takes events again once its backlog is down to so many tenths of its bound.
+/// A full sink takes events again once its backlog is down to so many tenths of its bound; from those
+/// who waited as told as soon as there is any room, or others would have all of it before them.
 const REOPEN_TENTHS: u64 = 9;
 const PRESSURE_AGE: Duration = Duration::from_millis(100);
 const RETRY_LEAST: Duration = Duration::from_secs(1);
@@ -95,8 +96,26 @@ fn retry_after(bytes: u64, drain: u64) -> Duration {
 #[derive(Default)]
 pub(super) struct PressureCache {
     at: Option<Instant>,
-    log_full: Option<Duration>,
+    log_full: Option<Full>,
     lanes: HashMap<TenantId, Duration>,
+}
+
+impl PressureCache {
+    /// One more sink that is full: the worst of them counts.
+    fn add(&mut self, full: Full) {
+        let known = self.log_full.get_or_insert_with(|| full.clone());
+        known.retry = known.retry.max(full.retry);
+        known.to_the_brim |= full.to_the_brim;
+    }
+}
+
+/// Why everybody is refused for a sink's sake.
+#[derive(Clone, Debug)]
+struct Full {
+    why: String,
+    retry: Duration,
+    /// True where there is no room even for those who waited.
+    to_the_brim: bool,
 }
 
 /// What a sink holds back.
@@ -150,30 +169,31 @@ impl Running {
         }
     }
 
-    /// Why everybody is refused for its sake, and when to come again.
-    fn full(&self) -> Option<(String, Duration)> {
+    /// Why everybody is refused for its sake.
+    fn full(&self) -> Option<Full> {
         if self.config.policy != Policy::Block {
             return None;
         }
         let (behind, drain, name) = (self.behind(), self.drain(), &self.config.name);
         let (bound, ceiling) = (self.bound_bytes(drain), self.bound.ceiling);
         if self.bound.is_full(behind.backlog, bound) {
-            let text = format!(
+            let why = format!(
                 "log_full: sink {name} is behind by {} of the {} it may be",
                 Size(behind.backlog),
                 Size(bound)
             );
             let excess = behind.backlog.saturating_sub(reopens_at(bound));
             let outage = self.outage();
-            return Some((text, outage.unwrap_or_else(|| self.comes_again(excess, drain))));
+            let retry = outage.unwrap_or_else(|| self.comes_again(excess, drain));
+            return Some(Full { why, retry, to_the_brim: bound <= behind.backlog });
         }
         (ceiling <= behind.pinned).then(|| {
-            let text = format!(
+            let why = format!(
                 "log_full: held lanes of sink {name} keep {} of the log, of {} that they may",
                 Size(behind.pinned),
                 Size(ceiling)
             );
-            (text, RETRY_OUTAGE)
+            Full { why, retry: RETRY_OUTAGE, to_the_brim: true }
         })
     }
 
@@ -198,7 +218,9 @@ impl Running {
         if self.config.policy != Policy::Block {
             return;
         }
-        into.log_full = into.log_full.max(self.full().map(|(_, retry)| retry));
+        if let Some(full) = self.full() {
+            into.add(full);
+        }
         let mut tenants = BTreeMap::<TenantId, TenantLanes>::new();
         for shared in &self.partitions {
             let board = shared.board();
@@ -298,7 +320,7 @@ impl Sinks {
     /// Why events are refused for their sake, one sentence each.
     #[must_use]
     pub fn blocking(&self) -> Vec<String> {
-        self.sinks.iter().filter_map(|sink| sink.full().map(|(why, _)| why)).collect()
+        self.sinks.iter().filter_map(|sink| sink.full().map(|full| full.why)).collect()
     }
 }
 
@@ -307,7 +329,7 @@ impl Pressure for Sinks {
         self.blocking().is_empty()
     }
 
-    fn shed(&self, tenant: &TenantId) -> Option<(ShedReason, Duration)> {
+    fn shed(&self, tenant: &TenantId, waited: bool) -> Option<(ShedReason, Duration)> {
         let mut cache = self.pressure.lock().unwrap_or_else(PoisonError::into_inner);
         if cache.at.is_none_or(|at| PRESSURE_AGE <= at.elapsed()) {
             *cache = PressureCache { at: Some(Instant::now()), ..PressureCache::default() };
@@ -316,7 +338,8 @@ impl Pressure for Sinks {
         if let Some(retry) = cache.lanes.get(tenant) {
             return Some((ShedReason::TenantLane, *retry));
         }
-        cache.log_full.map(|retry| (ShedReason::LogFull, retry))
+        let full = cache.log_full.as_ref().filter(|full| full.to_the_brim || !waited);
+        full.map(|full| (ShedReason::LogFull, full.retry))
     }
 }
 

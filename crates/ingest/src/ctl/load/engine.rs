@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::task::JoinSet;
+use tokio::{runtime::Runtime, task::JoinSet};
 
 use super::{
     pace,
@@ -124,13 +124,20 @@ pub fn be_nice(steps: i32) -> Result<(), Fault> {
         .map_err(|e| Fault::failed(format!("cannot lower a thread's priority: {e}"), ""))
 }
 
-/// All connections of one thread, on a runtime of its own.
-fn connect_all(plan: &Arc<Plan>, stats: &Arc<Mutex<Stats>>, count: u16) -> Result<(), Fault> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
+/// A runtime on this thread alone.
+///
+/// # Errors
+/// [`Fault::Failed`] where the system refuses that.
+pub fn runtime() -> Result<Runtime, Fault> {
+    tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|e| Fault::failed(format!("cannot start: {e}"), ""))?;
-    runtime.block_on(async {
+        .map_err(|e| Fault::failed(format!("cannot start: {e}"), ""))
+}
+
+/// All connections of one thread, on a runtime of its own.
+fn connect_all(plan: &Arc<Plan>, stats: &Arc<Mutex<Stats>>, count: u16) -> Result<(), Fault> {
+    runtime()?.block_on(async {
         let mut tasks = JoinSet::new();
         for _ in 0..count {
             tasks.spawn(worker::work(Arc::clone(plan), Arc::clone(stats)));

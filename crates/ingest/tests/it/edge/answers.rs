@@ -1,6 +1,6 @@
 //! One test per row of the answer table.
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use tidegate_event::EventType;
 use tidegate_ingest::{
@@ -368,6 +368,34 @@ async fn who_waits_as_told_is_served_on_its_connection_and_who_does_not_is_count
     tokio::time::sleep(Duration::from_secs(1)).await;
     stream.write_all(&request).await.unwrap();
     read_reply(&mut stream).await.counts(1, 0, 0);
+    server.is_balanced().await;
+}
+
+#[tokio::test]
+async fn who_waited_as_told_comes_before_others_where_the_log_was_full() {
+    let server = start().await;
+    let request = {
+        let head = server.head(&format!("{JSON}Content-Length: {}\r\n\r\n", ONE.len()));
+        [head.as_bytes(), ONE.as_bytes()].concat()
+    };
+    let mut stream = server.connect().await;
+    *server.pressure.0.lock().unwrap() = Some((ShedReason::LogFull, Duration::ZERO));
+    stream.write_all(&request).await.unwrap();
+    read_reply(&mut stream).await.is_shed(ShedReason::LogFull);
+    server.pressure.1.store(true, Ordering::SeqCst);
+    server.json(ONE).await.is_shed(ShedReason::LogFull);
+    stream.write_all(&request).await.unwrap();
+    read_reply(&mut stream).await.counts(1, 0, 0);
+    stream.write_all(&request).await.unwrap();
+    read_reply(&mut stream).await.is_shed(ShedReason::LogFull);
+    // Told to stay away for longer, and back at once.
+    *server.pressure.0.lock().unwrap() = Some((ShedReason::LogFull, Duration::from_secs(3600)));
+    stream.write_all(&request).await.unwrap();
+    read_reply(&mut stream).await.counts(1, 0, 0);
+    for _ in 0..2 {
+        stream.write_all(&request).await.unwrap();
+        read_reply(&mut stream).await.is_shed(ShedReason::LogFull);
+    }
     server.is_balanced().await;
 }
 

@@ -2,7 +2,10 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -125,12 +128,13 @@ impl Append for FakeLog {
     }
 }
 
+/// What is shed, and whether those who waited as told are taken all the same.
 #[derive(Default)]
-pub struct FakePressure(pub Mutex<Option<(ShedReason, Duration)>>);
+pub struct FakePressure(pub Mutex<Option<(ShedReason, Duration)>>, pub AtomicBool);
 
 impl Pressure for FakePressure {
-    fn shed(&self, _: &TenantId) -> Option<(ShedReason, Duration)> {
-        *self.0.lock().unwrap()
+    fn shed(&self, _: &TenantId, waited: bool) -> Option<(ShedReason, Duration)> {
+        self.0.lock().unwrap().filter(|_| !(waited && self.1.load(Ordering::SeqCst)))
     }
     fn ready(&self) -> bool {
         self.0.lock().unwrap().is_none()

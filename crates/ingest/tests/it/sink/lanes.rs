@@ -55,9 +55,9 @@ fn a_blocked_lane_waits_alone_and_catches_up() {
     assert_eq!((status.lag_events, status.freshness_seconds), (3, 5.0));
     assert_eq!(pipe.log.handle().lowest_hold().unwrap().1.0, 0);
     eventually("the tenant is told to wait", || {
-        sinks.shed(&acme).is_some_and(|(reason, _)| reason == ShedReason::TenantLane)
+        sinks.shed(&acme, false).is_some_and(|(reason, _)| reason == ShedReason::TenantLane)
     });
-    assert_eq!(sinks.shed(&TenantId::new("beta").unwrap()), None);
+    assert_eq!(sinks.shed(&TenantId::new("beta").unwrap(), false), None);
     // Also across a restart.
     sinks.stop();
     drop(sinks);
@@ -73,7 +73,7 @@ fn a_blocked_lane_waits_alone_and_catches_up() {
     assert_eq!(pipe.offsets(&config)["beta/view"], [1, 3, 5, 7]);
     assert_eq!(sinks.counts().unwrap()[0].lanes[&lane("acme", "view", false)].stored, 4);
     assert_eq!(pipe.log.handle().lowest_hold().unwrap().1.0, 8);
-    assert_eq!(sinks.shed(&acme), None);
+    assert_eq!(sinks.shed(&acme, false), None);
     tally.survived(1);
 }
 
@@ -142,13 +142,13 @@ fn a_blocking_sink_over_its_bound_sheds_everybody() {
     pipe.backlog_bytes = 1;
     let sinks = pipe.start(&config(1_000));
     let beta = TenantId::new("beta").unwrap();
-    assert_eq!(sinks.shed(&beta), None);
+    assert_eq!(sinks.shed(&beta, false), None);
     pipe.append("acme", NOTHING);
     eventually("the log is full", || {
-        sinks.shed(&beta).is_some_and(|(reason, _)| reason == ShedReason::LogFull)
+        sinks.shed(&beta, false).is_some_and(|(reason, _)| reason == ShedReason::LogFull)
     });
     pipe.drain(&sinks);
-    eventually("it is not any more", || sinks.shed(&beta).is_none());
+    eventually("it is not any more", || sinks.shed(&beta, false).is_none());
 }
 
 /// Scenario: acme's lane is held while beta's events go on, far more of them.

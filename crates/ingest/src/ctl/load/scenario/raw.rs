@@ -22,7 +22,11 @@ use super::{
     report::{float, share},
     server::Tenant,
 };
-use crate::ctl::{client::Target, fault::Fault, load::engine::be_nice};
+use crate::ctl::{
+    client::Target,
+    fault::Fault,
+    load::engine::{be_nice, runtime},
+};
 
 /// A connection that was closed, or could not be made, is opened again after this long.
 const REOPEN_AFTER: Duration = Duration::from_millis(200);
@@ -128,11 +132,7 @@ impl Running {
         let (kind, connections) = (raw.kind, raw.connections);
         let handle = std::thread::spawn(move || {
             be_nice(niceness)?;
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .map_err(|e| Fault::failed(format!("cannot start: {e}"), ""))?;
-            runtime.block_on(async {
+            runtime()?.block_on(async {
                 let mut tasks = JoinSet::new();
                 for number in 0..connections {
                     let (target, counted) = (target.clone(), Arc::clone(&counted));
