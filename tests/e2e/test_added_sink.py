@@ -5,7 +5,7 @@ from datetime import datetime, timezone
 
 import pyarrow.dataset
 import pytest
-from harness import toml, wait_until
+from harness import http, toml, wait_until
 
 
 def with_archive(server, start):
@@ -80,3 +80,33 @@ def test_a_start_that_is_not_there_keeps_the_server_from_starting_and_says_why(m
         server.ctl_command("config", "check", server.config), capture_output=True, text=True, timeout=60
     )
     assert checked.returncode != 0 and "offset:N" in checked.stdout + checked.stderr, checked
+
+
+@pytest.mark.parametrize("start", ["first", "now", "offset:1"])
+def test_the_books_balance_for_a_sink_added_after_retention_has_passed(make_server, start):
+    """Scenario: retention has removed the log's beginning when a second lake is added.
+    Guarantees: it begins with the oldest event left (or the next); the audit balances and keeps apart what was gone."""
+    server = make_server(log='segment_bytes = "1MiB"\nretention_bytes = "1MiB"').start()
+    key = server.add_tenant()
+    text = "x" * 4000
+    for _ in range(12):
+        server.accept([{"event_type": "view", "text": text} for _ in range(50)], key)
+    server.settle()
+
+    def earliest():
+        return http("GET", f"{server.admin}/api/v1/offsets").json()["partitions"][0]["earliest"]
+
+    gone = wait_until("retention has passed", earliest)
+    assert server.stop() == 0
+    folder = with_archive(server, start)
+    server.start()
+    assert earliest() == gone
+    server.accept([{"event_type": "view"} for _ in range(10)], key)
+    server.settle()
+    rows = len(ids_in(folder))
+    assert rows == (10 if start == "now" else 610 - gone)
+    audit = server.audit()
+    assert audit["balanced"] is True, audit
+    line = next(line for line in audit["tenants"] if line["event_type"] == "view")
+    archive = line["sinks"]["archive"]
+    assert (archive["stored"], archive["skipped"]) == (rows, 610 - gone - rows), (line, gone)
