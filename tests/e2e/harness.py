@@ -95,6 +95,8 @@ class Server:
         self.config = self.folder / "tidegate.toml"
         self.parts = dict(flush_age=flush_age, edge=edge, log=log, sink=sink, top=top)
         self.write_config()
+        # Beside this process's own environment.
+        self.environment = {}
         self.process = None
         self.starts = 0
 
@@ -152,8 +154,9 @@ flush = {{ age = {toml(parts["flush_age"])} }}
         self.starts += 1
         with open(self.log_file(), "wb") as log:
             self.process = subprocess.Popen(
-                [BINARIES / "ingestd", "--config", self.config], stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
+                [BINARIES / "ingestd", "--config", self.config], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                env={**os.environ, **self.environment},
+            )  # fmt: skip
 
     def start(self):
         """Starts it and waits until it would take an event."""

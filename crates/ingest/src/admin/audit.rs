@@ -118,7 +118,7 @@ fn balance(pipeline: &Pipeline) -> Result<Value, Problem> {
     // the sum, and told apart. Where that was before the ledger had them, it does not count them.
     let never_counted: u64 = ledgers.iter().map(|ledger| ledger.lost).sum();
     for ((counts, at_sink), behind) in sinks.iter().zip(at_sinks).zip(&lost.behind) {
-        let off = at_sink.off(counts.lost_in_log + behind, never_counted);
+        let off = at_sink.off(counts.lost_in_log + counts.gone + behind, never_counted);
         difference += off;
         metrics::books_sink_difference(&counts.sink, signed(off));
     }

@@ -48,7 +48,7 @@ struct Arguments {
 
 pub(crate) fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let filter = EnvFilter::try_from_env("TIDEGATE_LOG_LEVEL").unwrap_or_else(|_| "info".into());
+    let filter = log_filter(std::env::var("TIDEGATE_LOG_LEVEL").ok().as_deref());
     let terminal = std::io::stderr().is_terminal();
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -89,4 +89,12 @@ pub(crate) fn main() -> ExitCode {
             ExitCode::from(3)
         }
     }
+}
+
+/// `TIDEGATE_LOG_LEVEL`, "info" if it is absent or no filter. A store's client tells of each retry at
+/// "info"; the sink says itself what an operator must know of them.
+fn log_filter(wanted: Option<&str>) -> EnvFilter {
+    let quiet = |level: &str| EnvFilter::try_new(format!("object_store=warn,{level}"));
+    let wanted = wanted.and_then(|wanted| quiet(wanted).ok());
+    wanted.unwrap_or_else(|| quiet("info").unwrap_or_else(|_| "info".into()))
 }

@@ -133,6 +133,15 @@ struct Progress {
     partition: u32,
     state: String,
     error: Option<String>,
+    began: Option<Began>,
+}
+
+/// Where a sink began that was added later.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Began {
+    at: u64,
+    start: String,
 }
 
 /// A lane that waits alone.
@@ -351,6 +360,16 @@ fn troubles(context: &Context, status: &Status) -> Vec<String> {
     for sink in &status.sinks {
         let name = human::safe(&sink.name);
         for progress in &sink.partitions {
+            if let Some(Began { at, start }) = &progress.began {
+                let (at, partition) = (human::count(*at), progress.partition);
+                let start = human::safe(start);
+                say(
+                    Tone::Strong,
+                    format!(
+                        "{name}: began at offset {at} of partition {partition} (start = \"{start}\")"
+                    ),
+                );
+            }
             if let Some(error) = &progress.error {
                 let (state, at) = (human::safe(&progress.state), progress.partition);
                 let error = human::safe(error);

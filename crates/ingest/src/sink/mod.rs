@@ -5,6 +5,7 @@
 //! | `source` | what a sink needs of a log |
 //! | `rows` | the frames of a window, sorted into lanes |
 //! | `state` | the cursor file: cursor, intent, held lanes, counts |
+//! | `start` | where a sink begins that has no cursor yet |
 //! | `runner` | starts, drains and asks the workers: what the rest of the program sees |
 //! | `worker` | read, cut, intent, write, cursor: once, for all sinks; `window` cuts, `expire` skips |
 //! | `crew`, `delivery`, `held` | its threads: a window's writer; lanes that wait alone, and catch up |
@@ -43,6 +44,7 @@ mod quarantine;
 pub mod rows;
 pub mod runner;
 pub mod source;
+pub mod start;
 pub mod state;
 pub mod status;
 mod window;
@@ -51,6 +53,7 @@ mod worker;
 pub use memory::{FACTOR as MEMORY_FACTOR, ROW_BYTES};
 pub use rows::{Lane, LaneRows};
 pub use runner::{SinkParts, SinkStartError, Sinks, start, start_with};
+pub use start::Start;
 pub use status::{Counts, HeldLane, LaneCounts, SinkState, SinkStatus};
 
 /// Every kind of sink. To add one, add a row.
@@ -158,6 +161,9 @@ pub struct SinkConfig {
     /// Where to: for the lake a folder, `file://`, `s3://`, `gs://` or `az://` URL.
     #[serde(default)]
     pub url: Option<String>,
+    /// Where it begins as long as it has no cursor.
+    #[serde(default)]
+    pub start: Start,
     /// Which events.
     #[serde(default)]
     pub filter: Filter,
@@ -187,6 +193,7 @@ impl SinkConfig {
             name: name.to_owned(),
             kind: lake::KIND.name.to_owned(),
             url: Some(url.to_owned()),
+            start: Start::First,
             filter: Filter::default(),
             flush: Flush::default(),
             policy: Policy::default(),

@@ -281,6 +281,7 @@ impl Running {
             }));
             status.partitions.push(PartitionStatus {
                 partition: state.partition,
+                began: state.began.clone(),
                 cursor: state.cursor,
                 lowest: state.lowest(),
                 latest,

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashSet,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -24,6 +24,7 @@ use super::{
     quarantine::Quarantine,
     rows::{Lane, Lanes},
     source::{LogSource, SourceEntry, SourceError},
+    start::{Before, Began},
     state::{State, StateFault},
     status::Counts,
     window::{Cut, Gatherer},
@@ -230,13 +231,15 @@ fn worker(
     let path =
         parts.data_dir.join("sinks").join(format!("{}-{}.json", config.name, log.partition()));
     let state = State::load(&*parts.storage, &path, log.log_id(), log.partition());
-    let state = state
-        .map_err(|fault| SinkStartError::State {
-            sink: config.name.clone(),
-            path: path.clone(),
-            fault,
-        })?
-        .unwrap_or_else(|| State::new(log.log_id(), log.partition(), log.earliest()));
+    let state = state.map_err(|fault| SinkStartError::State {
+        sink: config.name.clone(),
+        path: path.clone(),
+        fault,
+    })?;
+    let state = match state {
+        Some(state) => state,
+        None => first_state(config, log, parts, &path)?,
+    };
     hold.advance(state.lowest());
     let cut = Cut::new(&config.flush, sink.flush_age());
     let gatherer = Gatherer::new(Arc::clone(log), cut, state.cursor);
@@ -267,6 +270,29 @@ fn worker(
         failed: Mutex::default(),
     });
     Ok(Worker { crew: Crew::new(Arc::clone(&desk)), desk, gatherer })
+}
+
+/// A sink that has no cursor. Where it begins is durable on return: the next start must not find
+/// another place, a later "now" least of all.
+fn first_state(
+    config: &SinkConfig,
+    log: &Arc<dyn LogSource>,
+    parts: &SinkParts,
+    path: &Path,
+) -> Result<State, SinkStartError> {
+    let sink = || config.name.clone();
+    let began = Began::of(config.start, &**log, parts.logs.len(), parts.clock.now());
+    let began = began.map_err(|cause| SinkStartError::Config { sink: sink(), cause })?;
+    let Some(began) = began else {
+        return Ok(State::new(log.log_id(), log.partition(), Offset(0)));
+    };
+    let state = State::begun(log.log_id(), log.partition(), began);
+    state.save(&*parts.storage, path).map_err(|source| SinkStartError::Io {
+        sink: sink(),
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok(state)
 }
 
 /// What each sink may hold of each partition in memory.
@@ -373,6 +399,14 @@ fn count(shared: &Shared, counts: &mut Counts) -> Result<(), SourceError> {
         lane.skipped += passed.skipped;
     }
     counts.lost_in_log += state.lost_in_log;
+    if let Some(began) = &state.began {
+        let before = Before::read(&*shared.log, began, || Ok::<_, SourceError>(()))?;
+        for (lane, rows) in before.lanes {
+            counts.lanes.entry(lane).or_default().skipped += rows;
+        }
+        counts.lost_in_log += before.lost;
+        counts.gone += began.gone + before.gone;
+    }
     counts.cursors.insert(state.partition, state.cursor);
     for held in &state.held {
         counts.held.insert((state.partition, held.lane.clone()), held.cursor);

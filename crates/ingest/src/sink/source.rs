@@ -69,6 +69,11 @@ pub trait LogSource: Send + Sync {
     /// # Errors
     /// [`SourceError`] when `from` is not there (any more) or the log cannot be read.
     fn read_from(&self, from: Offset) -> Result<Box<dyn SourceReader>, SourceError>;
+    /// An offset before which nothing was received at `since` or later: where to look for the first
+    /// that was. The earliest, where the log knows no better.
+    fn offset_at(&self, _since: ReceivedAt) -> Offset {
+        self.earliest()
+    }
     /// Waits at most `timeout`; true once `latest() > seen`.
     fn wait_past(&self, seen: Offset, timeout: Duration) -> bool;
     /// Bytes of log from `offset` to the end.
@@ -107,6 +112,9 @@ impl LogSource for LogHandle {
     }
     fn read_from(&self, from: Offset) -> Result<Box<dyn SourceReader>, SourceError> {
         Ok(Box::new(LogHandle::read_patiently_from(self, from)?))
+    }
+    fn offset_at(&self, since: ReceivedAt) -> Offset {
+        LogHandle::offset_at(self, since)
     }
     fn wait_past(&self, seen: Offset, timeout: Duration) -> bool {
         LogHandle::wait_past(self, seen, timeout)

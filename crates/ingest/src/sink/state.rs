@@ -12,6 +12,7 @@ use tidegate_event::{Offset, OffsetRange, Partition};
 
 use super::{
     rows::Lane,
+    start::Began,
     status::{LaneCounts, Written},
 };
 use crate::storage::{self, Storage};
@@ -67,6 +68,9 @@ pub struct State {
     pub log_id: String,
     /// Which partition.
     pub partition: Partition,
+    /// Where it began, if not at the very first offset.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub began: Option<Began>,
     /// All before it is written, skipped or held.
     pub cursor: Offset,
     /// The window that is being written.
@@ -147,12 +151,19 @@ impl State {
         Self {
             log_id: log_id.to_owned(),
             partition,
+            began: None,
             cursor,
             intent: None,
             held: Vec::new(),
             lost_in_log: 0,
             counts: BTreeMap::new(),
         }
+    }
+
+    /// A sink that begins there.
+    #[must_use]
+    pub fn begun(log_id: &str, partition: Partition, began: Began) -> Self {
+        Self { began: Some(began.clone()), ..Self::new(log_id, partition, began.at) }
     }
 
     /// As it stands in the file.
@@ -246,7 +257,7 @@ impl State {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use super::*;
+    use super::{super::start::Start, *};
     use proptest::prelude::*;
     use tidegate_event::{EventType, TenantId};
 
@@ -297,6 +308,12 @@ mod tests {
             proptest::collection::vec(counts, 0..4),
         )
             .prop_map(|(cursor, partition, intent, held, _, counts)| State {
+                began: (cursor % 3 != 0).then(|| Began {
+                    at: Offset(cursor),
+                    start: Start::Offset(Offset(cursor)),
+                    gone: cursor / 2,
+                    uncounted: (cursor % 3 == 1).then_some(Offset(cursor / 2)),
+                }),
                 cursor: Offset(cursor),
                 intent,
                 held,

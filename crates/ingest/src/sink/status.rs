@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use serde::{Deserialize, Serialize};
 use tidegate_event::{Offset, Partition};
 
-use super::{Policy, rows::Lane};
+use super::{Policy, rows::Lane, start::Began};
 
 /// What became of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +58,8 @@ pub struct Counts {
     pub pending: BTreeMap<Lane, u64>,
     /// Offsets the log had lost (failed their checksum, see the log's own alarm), of no lane.
     pub lost_in_log: u64,
+    /// Events before the sink's start that retention had removed, of no lane.
+    pub gone: u64,
 }
 
 fn seconds<S: serde::Serializer>(span: &Duration, to: S) -> Result<S::Ok, S::Error> {
@@ -113,6 +115,9 @@ pub struct HeldLane {
 pub struct PartitionStatus {
     /// Which.
     pub partition: Partition,
+    /// Where it began, if not at the very first offset.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub began: Option<Began>,
     /// All before it is written, skipped or held.
     pub cursor: Offset,
     /// The first offset still needed: the cursor, or that of a lane held back.

@@ -17,6 +17,10 @@ use super::{
     state::Intent,
 };
 
+/// No window is larger: what becomes of it, a file of at most a few times its bytes, must go to an
+/// object store in one request, which S3 takes up to 5 GiB.
+const BYTES_MAX: u64 = 1 << 30;
+
 /// When a window is cut: at whichever comes first.
 #[derive(Clone, Copy, Debug)]
 pub struct Cut {
@@ -32,7 +36,7 @@ impl Cut {
     /// The configured bounds, else the defaults.
     pub fn new(flush: &Flush, age: Duration) -> Self {
         Self {
-            bytes: flush.bytes.map_or(64 << 20, |size| size.0),
+            bytes: flush.bytes.map_or(64 << 20, |size| size.0.min(BYTES_MAX)),
             rows: flush.rows.unwrap_or(1_000_000),
             age: flush.age.map_or(age, |span| span.0),
         }
@@ -279,4 +283,20 @@ pub fn reread(
         }
     }
     Ok(window)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Size;
+
+    #[test]
+    fn a_window_is_never_larger_than_what_one_put_can_take() {
+        let cut = |bytes: u64| {
+            let flush = Flush { bytes: Some(Size(bytes)), ..Flush::default() };
+            Cut::new(&flush, Duration::ZERO).bytes
+        };
+        assert_eq!((cut(1), cut(64 << 30)), (1, 1 << 30));
+        assert_eq!(Cut::new(&Flush::default(), Duration::ZERO).bytes, 64 << 20);
+    }
 }

@@ -88,7 +88,8 @@ impl Worker {
     }
 
     fn work(&mut self) -> End {
-        if let Err(end) = self.recover() {
+        let desk = Arc::clone(&self.desk);
+        if let Err(end) = desk.count_before().and_then(|()| self.recover()) {
             return end;
         }
         loop {

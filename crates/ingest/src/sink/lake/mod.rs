@@ -7,7 +7,7 @@
 //! | `project` | an event's fields as the values of its schema's columns |
 //! | `columns` | flat vectors of values |
 //! | `parquet`, `jsonl` | a table as bytes; the same table, the same bytes |
-//! | `store` | puts a file whole, once, durable |
+//! | `store` | puts a file whole, once, durable; `remote`: into an object store |
 //! | `inventory` | reads a lake back, for audits |
 
 mod columns;
@@ -16,6 +16,7 @@ mod jsonl;
 pub mod layout;
 mod parquet;
 mod project;
+mod remote;
 mod store;
 mod table;
 

@@ -2,24 +2,22 @@
 //!
 //! A local file is written under `staging/`, synced, then linked to its final name, which must be
 //! free, and the folder of that name is synced; so whoever reads the folder sees whole files or
-//! none. On an object store a file is one create-only put.
+//! none. On an object store a file is one create-only put (`remote`), never one in parts.
 
 use std::{
     collections::HashSet,
     path::{Component, Path as FilePath, PathBuf},
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
 };
 
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use object_store::{
-    ObjectStore, ObjectStoreExt, ObjectStoreScheme, PutMode, PutPayload, RetryConfig,
-    aws::AmazonS3Builder, azure::MicrosoftAzureBuilder, gcp::GoogleCloudStorageBuilder,
-    local::LocalFileSystem, path::Path,
+    ObjectStore, ObjectStoreExt, PutMode, PutPayload, local::LocalFileSystem, path::Path,
 };
 use tokio::runtime::Handle;
 
+use super::remote::{self, Refused, Remote};
 use crate::{
     faults::{self, Bug, Point, planted},
     storage::Storage,
@@ -61,8 +59,15 @@ pub type Wrap<'a> = &'a dyn Fn(Arc<dyn ObjectStore>) -> Arc<dyn ObjectStore>;
 pub struct LakeStore {
     objects: Arc<dyn ObjectStore>,
     root: Path,
-    local: Option<Local>,
+    kind: Kind,
     runtime: Handle,
+}
+
+enum Kind {
+    Local(Local),
+    Remote(Remote),
+    /// A folder that is only read.
+    ReadOnly,
 }
 
 struct Local {
@@ -76,6 +81,7 @@ struct Local {
 
 const STAGING: &str = "staging";
 const PROBE: &str = "probe";
+const READ_ONLY: &str = "this lake was opened to be read";
 
 impl LakeStore {
     /// Opens `url`: a folder, `file://`, `s3://`, `gs://` or `az://`; `options` go to the object
@@ -95,8 +101,8 @@ impl LakeStore {
         match folder(url) {
             Some(dir) => Self::open_local(&dir, options, storage, runtime, wrap).map_err(fault),
             None => {
-                let (objects, root) = open_remote(url, options).map_err(fault)?;
-                Ok(Self { objects: wrap(objects), root, local: None, runtime })
+                let (objects, root, remote) = remote::open(url, options).map_err(fault)?;
+                Ok(Self { objects: wrap(objects), root, kind: Kind::Remote(remote), runtime })
             }
         }
     }
@@ -112,11 +118,11 @@ impl LakeStore {
     ) -> Result<Self, OpenStoreError> {
         let fault = |cause: String| OpenStoreError { url: url.to_owned(), cause };
         let Some(dir) = folder(url) else {
-            let (objects, root) = open_remote(url, options).map_err(fault)?;
-            return Ok(Self { objects, root, local: None, runtime });
+            let (objects, root, remote) = remote::open(url, options).map_err(fault)?;
+            return Ok(Self { objects, root, kind: Kind::Remote(remote), runtime });
         };
         let files = LocalFileSystem::new_with_prefix(dir).map_err(|e| fault(e.to_string()))?;
-        Ok(Self { objects: Arc::new(files), root: Path::default(), local: None, runtime })
+        Ok(Self { objects: Arc::new(files), root: Path::default(), kind: Kind::ReadOnly, runtime })
     }
 
     fn open_local(
@@ -146,7 +152,7 @@ impl LakeStore {
         Ok(Self {
             objects: wrap(Arc::new(files)),
             root: Path::default(),
-            local: Some(local),
+            kind: Kind::Local(local),
             runtime,
         })
     }
@@ -154,7 +160,7 @@ impl LakeStore {
     /// True for a folder of this machine.
     #[must_use]
     pub fn is_local(&self) -> bool {
-        self.local.is_some()
+        matches!(self.kind, Kind::Local(_))
     }
 
     /// Where the lake begins in its store.
@@ -169,20 +175,15 @@ impl LakeStore {
     /// [`StoreError`] when the destination did not take it, or nobody knows; try again.
     pub fn put_new(&self, path: &Path, bytes: Bytes) -> Result<Put, StoreError> {
         let fault = |cause: String| StoreError { path: path.to_string(), cause };
-        let created = match &self.local {
-            Some(local) => self.link_new(local, path, bytes.clone()).map_err(fault)?,
-            None => {
-                let payload = PutPayload::from(bytes.clone());
-                let put = self.objects.put_opts(path, payload, PutMode::Create.into());
-                match self.runtime.block_on(put) {
-                    Ok(_) => true,
-                    Err(
-                        object_store::Error::AlreadyExists { .. }
-                        | object_store::Error::Precondition { .. },
-                    ) => false,
-                    Err(error) => return Err(fault(error.to_string())),
-                }
+        let created = match &self.kind {
+            Kind::Local(local) => self.link_new(local, path, bytes.clone()).map_err(fault)?,
+            Kind::Remote(remote) => {
+                let staging = self.staging();
+                let create = remote.create(&*self.objects, &staging, path, bytes.clone());
+                let created = self.runtime.block_on(create);
+                created.map_err(|refused| fault(remote.explain(&refused)))?
             }
+            Kind::ReadOnly => return Err(fault(READ_ONLY.to_owned())),
         };
         if created {
             faults::at(Point::FileNamed);
@@ -192,7 +193,7 @@ impl LakeStore {
         if there != bytes {
             return Ok(Put::Taken(there));
         }
-        if let Some(local) = &self.local {
+        if let Kind::Local(local) = &self.kind {
             // An earlier attempt may have been cut between the link and the sync of its folder.
             local.sync(path).map_err(fault)?;
         }
@@ -204,11 +205,11 @@ impl LakeStore {
     /// # Errors
     /// [`StoreError`] when it cannot be synced.
     pub fn confirm(&self, path: &Path) -> Result<(), StoreError> {
-        match &self.local {
-            Some(local) => {
+        match &self.kind {
+            Kind::Local(local) => {
                 local.sync(path).map_err(|cause| StoreError { path: path.to_string(), cause })
             }
-            None => Ok(()),
+            Kind::Remote(_) | Kind::ReadOnly => Ok(()),
         }
     }
 
@@ -256,22 +257,43 @@ impl LakeStore {
     /// # Errors
     /// [`StoreError`] when it does not.
     pub fn probe(&self) -> Result<(), StoreError> {
-        let path: Path = self.root.parts().chain([STAGING.into(), PROBE.into()]).collect();
+        let path = self.staging().join(PROBE);
         let fault = |cause: String| StoreError { path: path.to_string(), cause };
-        if let Some(local) = &self.local {
-            for area in ["events", "dead_letters"] {
-                let probe = local.dir.join(area);
-                local.storage.create_dir_all(&probe).map_err(|e| fault(e.to_string()))?;
+        match &self.kind {
+            Kind::Local(local) => self.probe_local(local, &path).map_err(fault),
+            Kind::Remote(remote) => {
+                let probed = self.runtime.block_on(remote.probe(&*self.objects, &self.staging()));
+                probed.map_err(|refused| fault(remote.explain(&refused)))
             }
+            Kind::ReadOnly => Err(fault(READ_ONLY.to_owned())),
+        }
+    }
+
+    fn probe_local(&self, local: &Local, path: &Path) -> Result<(), String> {
+        for area in ["events", "dead_letters"] {
+            let probe = local.dir.join(area);
+            local.storage.create_dir_all(&probe).map_err(|e| e.to_string())?;
         }
         let payload = PutPayload::from_static(b"tidegate\n");
-        let put = self.objects.put_opts(&path, payload, PutMode::Overwrite.into());
-        self.runtime.block_on(put).map_err(|e| fault(e.to_string()))?;
-        match self.runtime.block_on(self.objects.delete(&path)) {
+        let put = self.objects.put_opts(path, payload, PutMode::Overwrite.into());
+        self.runtime.block_on(put).map_err(|e| e.to_string())?;
+        match self.runtime.block_on(self.objects.delete(path)) {
             // Another thread's probe has removed it: it takes writes all the same.
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-            Err(error) => Err(fault(error.to_string())),
+            Err(error) => Err(error.to_string()),
         }
+    }
+
+    fn staging(&self) -> Path {
+        self.root.clone().join(STAGING)
+    }
+
+    fn fault(&self, path: &Path, error: object_store::Error) -> StoreError {
+        let cause = match &self.kind {
+            Kind::Remote(remote) => remote.explain(&Refused::Store(error)),
+            Kind::Local(_) | Kind::ReadOnly => error.to_string(),
+        };
+        StoreError { path: path.to_string(), cause }
     }
 
     /// A whole file. Blocks.
@@ -279,8 +301,7 @@ impl LakeStore {
     /// # Errors
     /// [`StoreError`] when it is not there or cannot be read.
     pub fn get(&self, path: &Path) -> Result<Bytes, StoreError> {
-        let fault =
-            |e: object_store::Error| StoreError { path: path.to_string(), cause: e.to_string() };
+        let fault = |e: object_store::Error| self.fault(path, e);
         self.runtime.block_on(async { self.objects.get(path).await?.bytes().await }).map_err(fault)
     }
 
@@ -289,8 +310,7 @@ impl LakeStore {
     /// # Errors
     /// [`StoreError`] when it is not there or cannot be read.
     pub fn get_range(&self, path: &Path, range: std::ops::Range<u64>) -> Result<Bytes, StoreError> {
-        let fault =
-            |e: object_store::Error| StoreError { path: path.to_string(), cause: e.to_string() };
+        let fault = |e: object_store::Error| self.fault(path, e);
         self.runtime.block_on(self.objects.get_range(path, range)).map_err(fault)
     }
 
@@ -301,9 +321,7 @@ impl LakeStore {
     pub fn list(&self, folder: &str) -> Result<Vec<(Path, u64)>, StoreError> {
         let prefix: Path = self.root.parts().chain([folder.into()]).collect();
         let found = self.objects.list(Some(&prefix)).map_ok(|meta| (meta.location, meta.size));
-        self.runtime
-            .block_on(found.try_collect())
-            .map_err(|e| StoreError { path: prefix.to_string(), cause: e.to_string() })
+        self.runtime.block_on(found.try_collect()).map_err(|e| self.fault(&prefix, e))
     }
 }
 
@@ -365,44 +383,5 @@ pub fn folder(url: &str) -> Option<PathBuf> {
             Some(parsed.unwrap_or_else(|| PathBuf::from(path)))
         }
         Some(_) => None,
-    }
-}
-
-fn open_remote(url: &str, options: &toml::Table) -> Result<(Arc<dyn ObjectStore>, Path), String> {
-    // reqwest brings no crypto provider of its own. An error says that one is installed already.
-    let _installed = rustls::crypto::ring::default_provider().install_default();
-    let parsed = url::Url::parse(url).map_err(|e| e.to_string())?;
-    let unknown = || "write a folder, file://, s3://, gs:// or az://".to_owned();
-    let (scheme, path) = ObjectStoreScheme::parse(&parsed).map_err(|_| unknown())?;
-    // The sink waits and retries by itself, and says so in `status` meanwhile.
-    let retry = RetryConfig {
-        max_retries: 2,
-        retry_timeout: Duration::from_secs(20),
-        ..RetryConfig::default()
-    };
-    macro_rules! build {
-        ($builder:ty) => {{
-            let mut builder = <$builder>::from_env().with_url(url).with_retry(retry);
-            for (key, value) in options {
-                let known = key.to_ascii_lowercase().parse();
-                let known = known.map_err(|_| format!("unknown store option {key:?}"))?;
-                builder = builder.with_config(known, text(value));
-            }
-            Arc::new(builder.build().map_err(|e| e.to_string())?) as Arc<dyn ObjectStore>
-        }};
-    }
-    let store = match scheme {
-        ObjectStoreScheme::AmazonS3 => build!(AmazonS3Builder),
-        ObjectStoreScheme::GoogleCloudStorage => build!(GoogleCloudStorageBuilder),
-        ObjectStoreScheme::MicrosoftAzure => build!(MicrosoftAzureBuilder),
-        _ => return Err(unknown()),
-    };
-    Ok((store, path))
-}
-
-fn text(value: &toml::Value) -> String {
-    match value.as_str() {
-        Some(text) => text.to_owned(),
-        None => value.to_string(),
     }
 }

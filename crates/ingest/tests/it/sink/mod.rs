@@ -7,6 +7,7 @@ mod files;
 mod lanes;
 mod memory;
 mod slow;
+mod start;
 
 use std::{
     collections::BTreeMap,
@@ -46,8 +47,12 @@ struct Pipe {
 
 impl Pipe {
     fn new() -> Self {
+        Self::with_log(LogConfig::default())
+    }
+
+    fn with_log(config: LogConfig) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let config = LogConfig { dir: dir.path().join("data"), ..LogConfig::default() };
+        let config = LogConfig { dir: dir.path().join("data"), ..config };
         let clock = Arc::new(ManualClock::new(MORNING));
         let opened = log::open(Arc::new(Disk), &config, Arc::<ManualClock>::clone(&clock)).unwrap();
         let log = opened.partitions.into_iter().next().unwrap();
