@@ -7,11 +7,6 @@ use rustix::process::DumpableBehavior;
 use tidegate_ingest::pipeline::{self, Options};
 use tracing_subscriber::EnvFilter;
 
-/// The system's own keeps much of what bodies of many sizes leave behind: under ten times what the machine
-/// takes the server grows to 125 % of its budget with it, to 107 % with this one (ARCHITECTURE.md).
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// Takes events in over HTTP, makes them durable before it says yes, and delivers each exactly once.
 #[derive(Debug, Parser)]
 #[command(

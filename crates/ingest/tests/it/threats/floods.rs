@@ -109,7 +109,7 @@ async fn who_declares_much_and_sends_little_takes_nothing_from_others() {
         tally.survived(1);
     }
     // A connection's buffers, those to read a large body, and 4 KiB of it, each.
-    assert!(most < (66 * (32 + 32 + 4)) << 10, "{most} bytes were held");
+    assert!(most < (66 * (32 + 64 + 4)) << 10, "{most} bytes were held");
     balances(&server);
 }
 
