@@ -250,6 +250,27 @@ def test_an_answer_lost_after_the_put_leaves_one_file(make_server, make_s3, how)
     tally("e2e::s3", "partial network", ["P1", "P2"], len(lost))
 
 
+def test_a_409_for_another_request_under_way_is_tried_again(make_server, make_s3):
+    """Scenario: the store says 409 to each file's first PUT, as Amazon's does while another request for that name is
+    under way, and nothing is there.
+    Guarantees: it is no success and no alarm; the second try puts the file."""
+    s3, refused = make_s3(), set()
+
+    def conflict(request):
+        if is_put_of_a_file(request) and not request.status and request.path not in refused:
+            refused.add(request.path)
+            return "409"
+        return None
+
+    s3.fault = conflict
+    server = lake_on(make_server, s3).start()
+    batch = events(50)
+    server.accept(batch, server.add_tenant())
+    server.settle()
+    assert len(check_once(s3, {event["event_id"] for event in batch})) == 50
+    assert refused and server.audit()["balanced"] is True
+
+
 def test_a_bucket_that_is_away_is_waited_for_and_told_in_few_words(make_server, make_s3):
     """Scenario: 503 to everything for 4 s, then refused connections for 4 s, while load goes on.
     Guarantees: every answer to clients stays 200; `status` says that the sink waits; it catches up by itself; the
@@ -267,7 +288,7 @@ def test_a_bucket_that_is_away_is_waited_for_and_told_in_few_words(make_server, 
         put = len(s3.put_at)
         wait_until("it writes again", lambda: len(s3.put_at) > put)
         s3.away()
-        error_of(server, "error sending request")
+        error_of(server, "the store cannot be reached")
         time.sleep(4)
         s3.back()
         report = load.finish()
@@ -326,6 +347,20 @@ def test_plain_http_must_be_allowed_by_name(make_server, make_s3):
     server = lake_on(make_server, s3, store={"aws_allow_http": "false"}).start()
     server.accept(events(1), server.add_tenant())
     error_of(server, "the endpoint is plain HTTP", "options.store.aws_allow_http")
+
+
+def test_a_store_that_does_not_answer_in_time_is_said_and_waited_for(make_server, make_s3):
+    s3 = make_s3()
+    s3.hangs = True
+    s3.fail()
+    server = lake_on(make_server, s3, store={"timeout": "1s"}).start()
+    batch = events(10)
+    server.accept(batch, server.add_tenant())
+    error_of(server, "the store took longer than options.store.timeout")
+    s3.mend()
+    server.settle()
+    assert len(check_once(s3, {event["event_id"] for event in batch})) == 10
+    tally("e2e::s3", "slow sink", ["P2", "P4"], 1)
 
 
 def test_credentials_of_a_container_are_fetched(make_server, make_s3, tmp_path):

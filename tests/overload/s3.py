@@ -21,6 +21,10 @@ REGION = "us-east-1"
 # Moto checks no signature, but takes an object's rights from who is named.
 CREDENTIALS = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "aws_region": REGION}
 SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+CONFLICT = (
+    b"<Error><Code>ConditionalRequestConflict</Code><Message>A conflicting conditional operation is currently in progress"
+    b" against this resource. Please try again.</Message></Error>"
+)
 # From Maven's registry; a second implementation of S3, which checks signatures and keeps files in a folder.
 S3PROXY = "org.gaul:s3proxy:2.9.0:jar:jar-with-dependencies"
 S3PROXY_JAR = "org/gaul/s3proxy/2.9.0/s3proxy-2.9.0-jar-with-dependencies.jar"
@@ -79,7 +83,7 @@ class S3:
         # True: it takes requests and answers none of them until it is well again.
         self.hangs = False
         # Called with a Request before a request is passed on (its status is 0) and after; what it returns
-        # is what the proxy does instead: "503", "drop" (no answer), "overwrite" (without its condition).
+        # is what the proxy does instead: "503", "409", "drop" (no answer), "overwrite" (without its condition).
         self.fault = None
         self.requests = []
         self.well = threading.Event()
@@ -214,6 +218,8 @@ def handler(s3):
             fault = s3.fault(request) if s3.fault else None
             if fault == "503":
                 return self.answer(503, [("Content-Type", "application/xml")], SLOW_DOWN)
+            if fault == "409":
+                return self.answer(409, [("Content-Type", "application/xml")], CONFLICT)
             if fault == "overwrite" and condition:
                 del headers[condition]
             upstream = http.client.HTTPConnection("127.0.0.1", s3.port, timeout=60)

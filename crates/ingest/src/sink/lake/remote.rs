@@ -13,6 +13,7 @@ use object_store::{
     Error, ObjectStore, ObjectStoreExt, ObjectStoreScheme, PutMode, PutPayload, RetryConfig,
     aws::{AmazonS3Builder, AmazonS3ConfigKey},
     azure::MicrosoftAzureBuilder,
+    client::{HttpError, HttpErrorKind},
     gcp::GoogleCloudStorageBuilder,
     path::Path,
 };
@@ -229,22 +230,37 @@ const WAYS_OUT: &[(&[&str], &str)] = &[
         "the endpoint is plain HTTP (or no URL): write https://, or allow it with \
          options.store.aws_allow_http = \"true\"",
     ),
-    (
-        &["HTTP error: operation timed out", "HTTP error: request timed out"],
-        "a request took longer than options.store.timeout (30s if absent): raise it, or lower flush.bytes",
-    ),
     (&["EntityTooLarge"], "a file is too large for one request: lower flush.bytes"),
 ];
 
 fn way_out(error: &Error, said: &str) -> Option<&'static str> {
     let known = WAYS_OUT.iter().find(|(words, _)| words.iter().any(|word| said.contains(word)));
-    known.map(|(_, way_out)| *way_out).or(match error {
-        Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => Some(
+    known.map(|(_, way_out)| *way_out).or_else(|| match (error, http_kind(error)) {
+        (Error::PermissionDenied { .. } | Error::Unauthenticated { .. }, _) => Some(
             "these credentials may not do that: they need s3:PutObject, s3:GetObject and \
              s3:ListBucket (or what the store calls these)",
         ),
+        (_, Some(HttpErrorKind::Timeout)) => Some(
+            "the store took longer than options.store.timeout (30s if absent): raise it, or lower \
+             flush.bytes",
+        ),
+        (_, Some(HttpErrorKind::Connect)) => {
+            Some("the store cannot be reached: does it run, and is the endpoint right?")
+        }
         _ => None,
     })
+}
+
+/// What went wrong below HTTP, if something did: it is not in the error's text.
+fn http_kind(error: &Error) -> Option<HttpErrorKind> {
+    let mut next = std::error::Error::source(error);
+    while let Some(error) = next {
+        if let Some(http) = error.downcast_ref::<HttpError>() {
+            return Some(http.kind());
+        }
+        next = error.source();
+    }
+    None
 }
 
 /// One line: of an S3 error document its code and message, of all else the beginning.
@@ -261,5 +277,59 @@ fn shorten(said: &str) -> String {
     match line.char_indices().nth(SHOWN_MAX) {
         Some((at, _)) => format!("{}…", line.get(..at).unwrap_or_default()),
         None => line,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use object_store::memory::InMemory;
+
+    fn remote() -> Remote {
+        let url = "s3://b/lake".to_owned();
+        Remote { url, looks_first: false, keeps_names: AtomicBool::new(false) }
+    }
+
+    fn error(said: &str) -> Error {
+        Error::Generic { store: "S3", source: said.to_owned().into() }
+    }
+
+    #[test]
+    fn an_answer_is_told_with_the_way_out_and_without_its_markup() {
+        let said = "non-2xx: 404: <Error><Code>NoSuchBucket</Code>\n<Message>The bucket is not there</Message></Error>";
+        let told = remote().explain(&Refused::Store(error(said)));
+        assert!(told.starts_with("there is no such bucket: make it"), "{told}");
+        assert!(told.ends_with("(s3://b/lake: NoSuchBucket: The bucket is not there)"), "{told}");
+        let told = remote().explain(&Refused::Store(error("HTTP error:\n   who knows")));
+        assert_eq!(told, "Generic S3 error: HTTP error: who knows");
+        let long = remote().explain(&Refused::Store(error(&"ü".repeat(1_000))));
+        assert_eq!(long.chars().count(), SHOWN_MAX + 1);
+    }
+
+    #[tokio::test]
+    async fn a_store_that_keeps_names_is_asked_once_and_a_taken_name_is_told() {
+        let (store, remote, staging) = (InMemory::new(), remote(), Path::from("lake/staging"));
+        let (path, bytes) = (Path::from("lake/a"), Bytes::from_static(b"1"));
+        let create = || remote.create(&store, &staging, &path, bytes.clone());
+        assert!(create().await.ok().unwrap());
+        assert!(remote.keeps_names.load(Ordering::Acquire));
+        store.delete(&staging.clone().join(CREATE_ONLY)).await.unwrap();
+        assert!(!create().await.ok().unwrap());
+        let mark = store.head(&staging.join(CREATE_ONLY)).await;
+        assert!(matches!(mark, Err(Error::NotFound { .. })), "it was not asked again");
+    }
+
+    #[tokio::test]
+    async fn where_names_are_only_looked_up_a_taken_one_is_left_as_it_is() {
+        let (store, staging) = (InMemory::new(), Path::from("lake/staging"));
+        let remote = Remote { looks_first: true, ..remote() };
+        let path = Path::from("lake/a");
+        for (bytes, created) in [("1", true), ("2", false)] {
+            let done = remote.create(&store, &staging, &path, bytes.into()).await;
+            assert_eq!(done.ok(), Some(created));
+        }
+        let there = store.get(&path).await.unwrap().bytes().await.unwrap();
+        assert_eq!(there, "1");
     }
 }
