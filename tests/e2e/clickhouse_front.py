@@ -1,4 +1,4 @@
-"""ClickHouse's own engine (chdb) behind its HTTP interface: `python clickhouse_front.py FOLDER PORT [PASSWORD]`.
+"""ClickHouse's own engine (chdb) behind its HTTP interface: `python clickhouse_front.py FOLDER PORT [PASSWORD [PEM]]`.
 
 Nothing but a transport: statements, settings and blocks go to the engine as they come, its answers and exceptions
 back. It prints its port once it listens on it. Besides, it can be told to spoil what comes between the two:
@@ -8,6 +8,7 @@ back. It prints its port once it listens on it. Besides, it can be told to spoil
 import json
 import re
 import socket
+import ssl
 import sys
 import threading
 import time
@@ -93,6 +94,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.cut()
         if spoiled == "proxy_page":
             return self.answer(200, b"<html>Welcome</html>")
+        if spoiled == "late_request":
+            time.sleep(Handler.spoil.get("seconds", 2))
         try:
             found = self.engine.run(statement, settings, data)
         except Exception as error:  # whatever the engine raises is its answer
@@ -133,6 +136,10 @@ def main():
     if len(sys.argv) > 3:
         Handler.user = ("default", sys.argv[3])
     server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    if len(sys.argv) > 4:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(sys.argv[4])
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     server.daemon_threads = True
     print(server.server_address[1], flush=True)
     server.serve_forever()

@@ -6,6 +6,7 @@ What this does not prove: replicated tables, and a server that loses power.
 
 import json
 import os
+import ssl
 import subprocess
 import sys
 import time
@@ -23,15 +24,15 @@ WINDOW = "non_replicated_deduplication_window"
 class ClickHouse:
     """An engine of this test's own, in a folder that outlives its process."""
 
-    def __init__(self, folder):
-        self.folder, self.port, self.process = Path(folder), 0, None
+    def __init__(self, folder, pem=None):
+        self.folder, self.port, self.process, self.pem = Path(folder), 0, None, pem
         self.folder.mkdir(parents=True)
 
     def start(self):
         front = Path(__file__).with_name("clickhouse_front.py")
         with open(self.folder / "front.log", "ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, front, self.folder / "data", str(self.port), PASSWORD],
+                [sys.executable, front, self.folder / "data", str(self.port), PASSWORD, *([self.pem] if self.pem else [])],
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
             )  # fmt: skip
         line = self.process.stdout.readline()
@@ -45,12 +46,14 @@ class ClickHouse:
 
     @property
     def url(self):
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self.pem else 'http'}://127.0.0.1:{self.port}"
 
     def ask(self, statement):
         """What a statement answers; with FORMAT JSONEachRow its rows."""
         query = "/?output_format_json_quote_64bit_integers=0" if "FORMAT" in statement else "/"
-        answer = http("POST", self.url + query, statement.encode(), {"X-ClickHouse-Key": PASSWORD}, timeout=PATIENCE)
+        context = ssl.create_default_context(cafile=self.pem) if self.pem else None
+        headers = {"X-ClickHouse-Key": PASSWORD}
+        answer = http("POST", self.url + query, statement.encode(), headers, timeout=PATIENCE, context=context)
         assert answer.status == 200, f"{statement}: {answer}"
         return [json.loads(line) for line in answer.body.splitlines()]
 
@@ -188,7 +191,7 @@ def test_rows_are_the_same_as_in_the_lake(make_server, clickhouse):
     check_once(server, clickhouse, "page.view", 9)
 
 
-@pytest.mark.parametrize("what", ["drop_answer", "drop_request", "bad_gateway", "proxy_page", "late_answer"])
+@pytest.mark.parametrize("what", ["drop_answer", "drop_request", "bad_gateway", "proxy_page", "late_answer", "late_request"])
 def test_an_answer_that_never_comes_doubles_nothing(make_server, clickhouse, what):
     """Scenario: inserts are applied and their answers lost, or never applied, or answered by something else.
     Guarantees: each row is there once; what was applied is not even sent again."""
@@ -336,7 +339,7 @@ def test_a_wrong_password_is_told_and_nothing_is_lost(make_server, clickhouse):
     """Scenario: the password in the configuration is wrong, then right.
     Guarantees: the sink waits and status has the server's words; afterwards all rows are there."""
     wrong = sink(clickhouse).replace(toml(PASSWORD), '"no"')
-    server = make_server(sink=wrong).start()
+    server = make_server(sink=wrong, edge='[edge.timeouts]\ndrain = "1s"').start()
     key = server.add_tenant()
     server.accept([{"event_type": "view", "n": n} for n in range(10)], key)
     wait_until("status says why", lambda: "Authentication failed" in json.dumps(sink_status(server)))
@@ -345,3 +348,58 @@ def test_a_wrong_password_is_told_and_nothing_is_lost(make_server, clickhouse):
     server.start()
     server.settle()
     check_once(server, clickhouse, "view", 10)
+
+
+def test_a_cursor_that_is_set_back_doubles_nothing_and_fills_holes(make_server, clickhouse):
+    """Scenario: rows came in many small inserts; the sink's state is deleted, and some rows are; what is read again is
+    cut into other windows.
+    Guarantees: no row is there twice, and those that were deleted are back."""
+    server = make_server(sink=sink(clickhouse, age="50ms")).start()
+    key = server.add_tenant()
+    for batch in range(12):
+        server.accept([{"event_type": "view", "n": batch * 50 + n} for n in range(50)], key)
+        time.sleep(0.1)
+    server.settle()
+    check_once(server, clickhouse, "view", 600)
+    before = len(clickhouse.inserts())
+    assert before >= 6, "too few inserts to be cut otherwise"
+    assert server.stop() == 0
+    (server.data / "sinks" / "clickhouse-0.json").unlink()
+    clickhouse.ask("ALTER TABLE tidegate.view DELETE WHERE log_offset IN (7, 300, 301, 599) SETTINGS mutations_sync = 2")
+    assert clickhouse.places("view")[0] == 596
+    server.write_config(sink=sink(clickhouse, age="50ms").replace('age = "50ms"', 'age = "50ms", rows = 130'))
+    server.start()
+    server.settle()
+    check_once(server, clickhouse, "view", 600)
+    assert check_same(server, clickhouse, "view") == 600
+    server.accept({"event_type": "view", "n": -1}, key)
+    server.settle()
+    check_once(server, clickhouse, "view", 601)
+
+
+def test_a_server_with_a_certificate_is_talked_to_and_another_is_not(make_server, tmp_path):
+    """Scenario: the engine speaks TLS with a certificate of its own; the sink trusts it, or does not.
+    Guarantees: rows arrive in the one case; in the other the sink waits and says why."""
+    key_file, pem = tmp_path / "key.pem", tmp_path / "server.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+         "-subj", "/CN=engine", "-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE",
+         "-keyout", key_file, "-out", pem],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    ca = tmp_path / "ca.pem"
+    ca.write_bytes(pem.read_bytes())
+    pem.write_bytes(pem.read_bytes() + key_file.read_bytes())
+    engine = ClickHouse(tmp_path / "tls", pem=str(pem)).start()
+    try:
+        server = make_server(sink=sink(engine), edge='[edge.timeouts]\ndrain = "1s"').start()
+        key = server.add_tenant()
+        server.accept([{"event_type": "view", "n": n} for n in range(10)], key)
+        wait_until("status says why", lambda: "certificate" in json.dumps(sink_status(server)))
+        assert server.stop() == 0
+        server.write_config(sink=sink(engine, more=f"ca = {toml(ca)}"))
+        server.start()
+        server.settle()
+        check_once(server, engine, "view", 10)
+    finally:
+        engine.kill()

@@ -13,7 +13,8 @@
 //! Exactly once, in short: an insert is one block in one partition, so it is there whole or not at all.
 //! Its token follows from its rows, so the server takes it once, while it remembers the token. Before an
 //! insert that may have been tried before (the lane's first of a process, and the next after every
-//! failure) the server is asked which of its rows are there: what is there is not inserted again.
+//! failure, until one is not there) the server is asked which of its rows are there: what is there is not
+//! inserted again.
 
 mod block;
 mod client;
@@ -95,6 +96,8 @@ pub struct ClickHouse {
 struct Attempt {
     guilty: Vec<(usize, String)>,
     inserts: u32,
+    /// Some rows were there already.
+    found: bool,
 }
 
 impl ClickHouse {
@@ -124,7 +127,9 @@ impl ClickHouse {
         let columns = ddl::columns(block.rows.lane.dead, schema.as_deref());
         self.tables.ensure(&self.client, &self.settings, &table, &columns)?;
         if doubt {
-            match self.presence(block, &table)? {
+            let presence = self.presence(block, &table)?;
+            attempt.found |= presence != Presence::None;
+            match presence {
                 Presence::All => return Ok(()),
                 Presence::None => {}
                 Presence::Part => return self.put_halves(block, attempt),
@@ -232,7 +237,7 @@ impl Sink for ClickHouse {
         let lane = (rows.partition, rows.lane.clone());
         // Whatever happens now, this lane is asked about next time unless it ends well.
         let doubt = !self.settled().remove(&lane);
-        let mut attempt = Attempt { guilty: Vec::new(), inserts: 0 };
+        let mut attempt = Attempt { guilty: Vec::new(), inserts: 0, found: false };
         for block in Block::of(rows) {
             match self.put(&block, doubt, &mut attempt) {
                 Ok(()) => {}
@@ -241,7 +246,11 @@ impl Sink for ClickHouse {
             }
         }
         if attempt.guilty.is_empty() {
-            self.settled().insert(lane);
+            // Behind rows that were there already there may be more, in windows that were cut otherwise: those
+            // of a cursor that was set back. A lane is written in order, so what is not there ends them.
+            if !attempt.found {
+                self.settled().insert(lane);
+            }
             return Ok(());
         }
         attempt.guilty.sort_unstable_by_key(|(index, _)| *index);
