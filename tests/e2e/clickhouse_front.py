@@ -84,9 +84,10 @@ class Handler(BaseHTTPRequestHandler):
         told = (self.headers.get("X-ClickHouse-User", "default"), self.headers.get("X-ClickHouse-Key", ""))
         if told != Handler.user:
             return self.refuse("Code: 516. DB::Exception: default: Authentication failed", 403)
-        spoiled = ""
+        spoiled, insert = "", {}
         if INSERT.fullmatch(statement):
-            Handler.inserts.append({"statement": statement, "bytes": len(data), **dict(settings)})
+            insert = {"statement": statement, "bytes": len(data), "ended": False, **dict(settings)}
+            Handler.inserts.append(insert)
             if Handler.spoil["left"] > 0:
                 Handler.spoil["left"] -= 1
                 spoiled = Handler.spoil["what"]
@@ -100,6 +101,7 @@ class Handler(BaseHTTPRequestHandler):
             found = self.engine.run(statement, settings, data)
         except Exception as error:  # whatever the engine raises is its answer
             return self.refuse(str(error))
+        insert["ended"] = True
         if spoiled == "drop_answer":
             return self.cut()
         if spoiled == "late_answer":
