@@ -12,6 +12,7 @@
 //! | `desk` | what these threads share: board, state file, how rows are written |
 //! | `pace`, `memory`, `pressure` | which lane is slow; how large a window may be; what is shed |
 //! | `blackhole` | the shortest sink, meant to be copied (docs/add-a-sink.md) |
+//! | `clickhouse` | inserts into tables of ClickHouse |
 //! | `lake` | Parquet and JSONL files in a folder or an object store |
 //!
 //! Exactly once, in short: a window `[from, to)` is cut, its intent is made durable, each lane's
@@ -30,6 +31,7 @@ use crate::{
 };
 
 mod blackhole;
+mod clickhouse;
 mod crew;
 mod delivery;
 mod desk;
@@ -57,7 +59,7 @@ pub use start::Start;
 pub use status::{Counts, HeldLane, LaneCounts, SinkState, SinkStatus};
 
 /// Every kind of sink. To add one, add a row.
-pub const SINKS: &[SinkKind] = &[blackhole::KIND, lake::KIND];
+pub const SINKS: &[SinkKind] = &[blackhole::KIND, clickhouse::KIND, lake::KIND];
 
 /// One kind of sink.
 pub struct SinkKind {

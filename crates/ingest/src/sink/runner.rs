@@ -15,7 +15,7 @@ use tidegate_event::{EventType, Offset, Partition};
 use tokio::{runtime::Handle, sync::watch};
 
 use super::{
-    Sink, SinkConfig, SinkContext, SinkKind,
+    Sink, SinkConfig, SinkContext, SinkKind, clickhouse,
     crew::Crew,
     desk::{Board, Desk, Shared},
     lake::{self, Schemas},
@@ -178,12 +178,13 @@ fn give_way() {
     }
 }
 
-/// Two sinks never share a name or a lake.
+/// Two sinks never share a name, a lake or a database.
 fn check_apart<'a>(
     configs: impl Iterator<Item = &'a SinkConfig>,
     parts: &SinkParts,
 ) -> Result<(), SinkStartError> {
     let (mut names, mut lakes) = (HashSet::new(), HashSet::new());
+    let mut databases = HashSet::new();
     for config in configs {
         let fault =
             |cause: &str| SinkStartError::Config { sink: config.name.clone(), cause: cause.into() };
@@ -198,6 +199,11 @@ fn check_apart<'a>(
             if !lakes.insert(url.trim_end_matches('/').to_owned()) {
                 return Err(fault("another lake has this url"));
             }
+        }
+        if let Some(place) = clickhouse::place(config)
+            && !databases.insert(place)
+        {
+            return Err(fault("another sink has this ClickHouse url and database"));
         }
     }
     Ok(())

@@ -10,7 +10,7 @@
 //! | `store` | puts a file whole, once, durable; `remote`: into an object store |
 //! | `inventory` | reads a lake back, for audits |
 
-mod columns;
+pub(super) mod columns;
 mod inventory;
 mod jsonl;
 pub mod layout;
@@ -18,7 +18,7 @@ mod parquet;
 mod project;
 mod remote;
 mod store;
-mod table;
+pub(super) mod table;
 
 use std::{sync::Arc, time::Duration};
 
@@ -114,31 +114,9 @@ impl Lake {
         Ok(Self { store, format: options.format, schemas: Arc::clone(&context.schemas) })
     }
 
-    /// What splits the rows of `plan` into columns; dead letters are not split.
-    fn schema(
-        &self,
-        rows: &LaneRows<'_>,
-        plan: &FilePlan,
-    ) -> Result<Option<Arc<dyn Project>>, WriteError> {
-        if rows.lane.dead {
-            return Ok(None);
-        }
-        if plan.schema.hash == [0; 16] {
-            return Ok(Some(self.schemas.none()));
-        }
-        let missing = || WriteError::Retry {
-            cause: format!(
-                "the schema {} (version {}) these events were judged by is not in the data folder",
-                hex::encode(plan.schema.hash),
-                plan.schema.version
-            ),
-        };
-        self.schemas.get(plan.schema).ok_or_else(missing).map(Some)
-    }
-
     /// Makes the file of `plan` in memory.
     fn encode(&self, rows: &LaneRows<'_>, plan: &FilePlan) -> Result<(Bytes, String), WriteError> {
-        let schema = self.schema(rows, plan)?;
+        let schema = splitter(&*self.schemas, rows, plan)?;
         let made = table::build(rows, plan, schema.as_deref());
         let made = made.map_err(|rows| WriteError::Reject { rows })?;
         let fault = |error: String| {
@@ -205,6 +183,28 @@ impl Lake {
             }
         }
     }
+}
+
+/// What splits the rows of `plan` into columns; dead letters are not split.
+pub(super) fn splitter(
+    schemas: &dyn Schemas,
+    rows: &LaneRows<'_>,
+    plan: &FilePlan,
+) -> Result<Option<Arc<dyn Project>>, WriteError> {
+    if rows.lane.dead {
+        return Ok(None);
+    }
+    if plan.schema.hash == [0; 16] {
+        return Ok(Some(schemas.none()));
+    }
+    let missing = || WriteError::Retry {
+        cause: format!(
+            "the schema {} (version {}) these events were judged by is not in the data folder",
+            hex::encode(plan.schema.hash),
+            plan.schema.version
+        ),
+    };
+    schemas.get(plan.schema).ok_or_else(missing).map(Some)
 }
 
 fn encode_table(made: table::Made, format: Format) -> Result<Vec<u8>, String> {

@@ -16,10 +16,10 @@ use crate::{
     normalize::{ProjectScratch, reserved_in},
 };
 
-/// One file: rows of one hour, judged by one schema.
+/// One file: rows of one hour (of one day in a table by days), judged by one schema.
 #[derive(Clone, Debug)]
 pub struct FilePlan {
-    /// Hours since 1970 at which its rows were received.
+    /// Hours (or days) since 1970 at which its rows were received.
     pub hour: i64,
     /// What they were judged by; for dead letters of no meaning.
     pub schema: SchemaRef,
@@ -50,11 +50,16 @@ impl FilePlan {
 
 /// Splits a lane's rows into files.
 pub fn plan(rows: &LaneRows<'_>) -> Vec<FilePlan> {
+    plan_by(rows, ReceivedAt::hour)
+}
+
+/// Splits a lane's rows by when they were received and by the schema they were judged by.
+pub fn plan_by(rows: &LaneRows<'_>, period: fn(ReceivedAt) -> i64) -> Vec<FilePlan> {
     let mut plans: BTreeMap<(i64, i32, [u8; 16]), FilePlan> = BTreeMap::new();
     for (index, row) in rows.rows.iter().enumerate() {
-        let mut hour = row.received_at(rows.heads).hour();
+        let mut hour = period(row.received_at(rows.heads));
         if planted(Bug::HourByClock) {
-            hour = ReceivedAt(faults::wall_clock()).hour();
+            hour = period(ReceivedAt(faults::wall_clock()));
         }
         let schema = if rows.lane.dead { SchemaRef::default() } else { row.schema(rows.heads) };
         let offset = row.offset(rows.heads);

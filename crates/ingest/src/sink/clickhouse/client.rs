@@ -1,0 +1,207 @@
+//! ClickHouse's HTTP interface as the sink needs it: a statement, its settings, an answer of bounded size.
+
+use std::time::Duration;
+
+use reqwest::{Certificate, Response, StatusCode, redirect, retry};
+use tokio::runtime::Handle;
+use url::Url;
+
+use super::{super::SinkConfigError, config::Settings};
+
+/// What is read of an answer that says no.
+const REFUSAL_BYTES_MAX: usize = 16 << 10;
+/// Exceptions whose code is not in a header say it in their first words.
+const CODE_WORD: &str = "Code: ";
+
+/// Talks to one server. Blocks.
+pub struct Client {
+    http: reqwest::Client,
+    url: Url,
+    user: String,
+    password: String,
+    timeout: Duration,
+    runtime: Handle,
+}
+
+/// Why a request was not answered with what was asked for.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// The server says no, with the code of its exception.
+    #[error("{message}")]
+    Refused {
+        /// ClickHouse's number for it.
+        code: u32,
+        /// Its own words.
+        message: String,
+    },
+    /// Nobody knows what became of it.
+    #[error("{0}")]
+    Unknown(String),
+}
+
+/// One statement.
+pub struct Request<'a> {
+    /// Its id: the server takes no second one with it while the first runs.
+    pub id: &'a str,
+    /// What to do. Where there is a body it is the statement's data.
+    pub statement: &'a str,
+    /// The settings of this request alone.
+    pub settings: &'a [(&'a str, &'a str)],
+    /// The statement's data.
+    pub body: Option<Vec<u8>>,
+    /// How many bytes an answer may have.
+    pub answer_bytes_max: usize,
+}
+
+impl Client {
+    /// Makes a client; makes no request.
+    ///
+    /// # Errors
+    /// [`SinkConfigError`] for a password or certificates that cannot be read.
+    pub fn open(settings: &Settings, runtime: Handle) -> Result<Self, SinkConfigError> {
+        // reqwest brings no crypto provider of its own. An error says that one is installed already.
+        let _installed = rustls::crypto::ring::default_provider().install_default();
+        let fault = |cause: String| SinkConfigError(format!("clickhouse: {cause}"));
+        // A request is repeated by the runner alone, which knows what may be repeated.
+        let mut http = reqwest::Client::builder()
+            .no_proxy()
+            .redirect(redirect::Policy::none())
+            .retry(retry::never())
+            .connect_timeout(settings.connect_timeout)
+            .timeout(settings.timeout);
+        if let Some(path) = &settings.ca {
+            let shown = path.display();
+            let pem =
+                std::fs::read(path).map_err(|e| fault(format!("options.ca: {shown}: {e}")))?;
+            let certificates = Certificate::from_pem_bundle(&pem)
+                .map_err(|e| fault(format!("options.ca: {shown}: {}", causes(&e))))?;
+            http = http.tls_certs_merge(certificates);
+        }
+        let http = http.build().map_err(|e| fault(causes(&e)))?;
+        Ok(Self {
+            http,
+            url: settings.url.clone(),
+            user: settings.user.clone(),
+            password: settings.password()?,
+            timeout: settings.timeout,
+            runtime,
+        })
+    }
+
+    /// Sends one request and reads its answer.
+    ///
+    /// # Errors
+    /// [`Fault`].
+    pub fn ask(&self, request: Request<'_>) -> Result<Vec<u8>, Fault> {
+        self.runtime.block_on(self.exchange(request))
+    }
+
+    async fn exchange(&self, request: Request<'_>) -> Result<Vec<u8>, Fault> {
+        let unknown = |e: reqwest::Error| {
+            Fault::Unknown(if e.is_timeout() {
+                format!("no answer within {:?}: {}", self.timeout, causes(&e))
+            } else {
+                causes(&e)
+            })
+        };
+        let mut url = self.url.clone();
+        let body = {
+            let mut query = url.query_pairs_mut();
+            query.append_pair("query_id", request.id);
+            // The status is the statement's own only if it is sent when that has ended.
+            query.append_pair("wait_end_of_query", "1");
+            for (name, value) in request.settings {
+                query.append_pair(name, value);
+            }
+            match request.body {
+                Some(body) => {
+                    query.append_pair("query", request.statement);
+                    body
+                }
+                None => request.statement.as_bytes().to_vec(),
+            }
+        };
+        let sent = self.http.post(url).body(body);
+        let sent = sent
+            .header("X-ClickHouse-User", &self.user)
+            .header("X-ClickHouse-Key", &self.password)
+            .header("Content-Type", "application/octet-stream");
+        let mut answer = sent.send().await.map_err(unknown)?;
+        if answer.status() != StatusCode::OK {
+            return Err(refusal(&mut answer).await);
+        }
+        // What answers in a server's place (a proxy's page, for instance) knows no query's id.
+        let told = answer.headers().get("X-ClickHouse-Query-Id");
+        if told.is_none_or(|told| told.as_bytes() != request.id.as_bytes()) {
+            return Err(Fault::Unknown(
+                "the answer bears no X-ClickHouse-Query-Id of ours".to_owned(),
+            ));
+        }
+        let (read, whole) = read(&mut answer, request.answer_bytes_max).await.map_err(unknown)?;
+        if !whole {
+            let most = request.answer_bytes_max;
+            return Err(Fault::Unknown(format!("the answer has more than {most} bytes")));
+        }
+        Ok(read)
+    }
+}
+
+/// As much of the body as there is, up to `most` bytes; true where that is all.
+async fn read(answer: &mut Response, most: usize) -> Result<(Vec<u8>, bool), reqwest::Error> {
+    let mut read = Vec::new();
+    while let Some(chunk) = answer.chunk().await? {
+        let room = most - read.len();
+        if room < chunk.len() {
+            read.extend_from_slice(chunk.get(..room).unwrap_or_default());
+            return Ok((read, false));
+        }
+        read.extend_from_slice(&chunk);
+    }
+    Ok((read, true))
+}
+
+async fn refusal(answer: &mut Response) -> Fault {
+    let status = answer.status();
+    let header = answer.headers().get("X-ClickHouse-Exception-Code");
+    let header = header.and_then(|code| code.to_str().ok()?.parse().ok());
+    let text = match read(answer, REFUSAL_BYTES_MAX).await {
+        Ok((text, _)) => String::from_utf8_lossy(&text).trim().to_owned(),
+        Err(error) => causes(&error),
+    };
+    match header.or_else(|| code(&text)) {
+        Some(code) => Fault::Refused { code, message: text },
+        None => Fault::Unknown(format!("{status}: {text}")),
+    }
+}
+
+/// The code at the start of an exception's text.
+fn code(text: &str) -> Option<u32> {
+    let (digits, _) = text.strip_prefix(CODE_WORD)?.split_once('.')?;
+    digits.parse().ok()
+}
+
+/// An error with what caused it, in one line and without the URL, which holds statements.
+fn causes(error: &reqwest::Error) -> String {
+    let mut text = String::new();
+    let mut next: Option<&dyn std::error::Error> = std::error::Error::source(error);
+    while let Some(cause) = next {
+        let separator = if text.is_empty() { "" } else { ": " };
+        text = format!("{text}{separator}{cause}");
+        next = cause.source();
+    }
+    if text.is_empty() { "the request failed".to_owned() } else { text }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_code_is_read_from_an_exceptions_words() {
+        let text = "Code: 469. DB::Exception: Constraint `c` is violated";
+        assert_eq!(code(text), Some(469));
+        for text in ["", "Code: x. no", "bad gateway", "Code: 4"] {
+            assert_eq!(code(text), None, "{text}");
+        }
+    }
+}

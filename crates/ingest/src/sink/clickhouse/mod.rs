@@ -1,0 +1,279 @@
+//! ClickHouse: one synchronous insert for the rows of one lane, day and schema (docs/clickhouse.md).
+//!
+//! | file | purpose |
+//! | --- | --- |
+//! | `config` | what `[sink.options]` may hold |
+//! | `client` | HTTP: a statement, an answer of bounded size, what is known after a fault |
+//! | `ddl` | statements of tables, and what a table must be like |
+//! | `tables` | looks at tables, makes and widens them |
+//! | `block` | which rows are one insert; its token; the question whether they are there |
+//! | `native` | a block as bytes |
+//! | `verdict` | which exceptions blame rows |
+//!
+//! Exactly once, in short: an insert is one block in one partition, so it is there whole or not at all.
+//! Its token follows from its rows, so the server takes it once, while it remembers the token. Before an
+//! insert that may have been tried before (the lane's first of a process, and the next after every
+//! failure, until one is not there) the server is asked which of its rows are there: what is there is not
+//! inserted again.
+
+mod block;
+mod client;
+mod config;
+mod ddl;
+mod native;
+mod tables;
+mod verdict;
+
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use siphasher::sip128::{Hasher128, SipHasher13};
+use tidegate_event::Partition;
+
+use super::{
+    Lane, LaneRows, Sink, SinkConfig, SinkConfigError, SinkContext, SinkKind, WriteError,
+    lake::{self, Schemas, columns::Table, table},
+};
+use block::{Block, Presence, There};
+use client::{Client, Fault, Request};
+use config::Settings;
+use ddl::TableName;
+use tables::Tables;
+
+pub(super) const KIND: SinkKind = SinkKind {
+    name: "clickhouse",
+    check: |config| Settings::read(config).map(drop),
+    open: |config, context| Ok(Arc::new(ClickHouse::open(config, context)?)),
+};
+
+/// The server and database that a configuration names, if it is one of this kind: no two sinks share one,
+/// since each would ask about rows that the other inserts.
+pub(super) fn place(config: &SinkConfig) -> Option<(String, String)> {
+    let settings = (config.kind == KIND.name).then(|| Settings::read(&config.own()).ok())??;
+    Some((settings.url.as_str().trim_end_matches('/').to_owned(), settings.database))
+}
+
+/// What an insert's or a count's answer may have.
+const ANSWER_BYTES_MAX: usize = 64 << 10;
+/// How many offsets are read at most where sums cannot tell.
+const OFFSETS_MAX: usize = 4 << 20;
+/// How many inserts one write may cost that looks for guilty rows.
+const INSERTS_MAX: u32 = 1_000;
+
+/// Settings of every insert. Those of the server or the user must not change what an insert is.
+const INSERT: &[(&str, &str)] = &[
+    ("async_insert", "0"),
+    ("insert_deduplicate", "1"),
+    ("deduplicate_blocks_in_dependent_materialized_views", "1"),
+    // What is sent is one block and stays one.
+    ("max_insert_threads", "1"),
+    ("max_insert_block_size", "4294967296"),
+    ("min_insert_block_size_rows", "0"),
+    ("min_insert_block_size_bytes", "0"),
+    // A column that a table has with another type takes our values or refuses them.
+    ("input_format_null_as_default", "0"),
+];
+/// Settings of every question: a replica answers only if it has all that was inserted.
+const SELECT: &[(&str, &str)] =
+    &[("select_sequential_consistency", "1"), ("output_format_json_quote_64bit_integers", "0")];
+
+/// Which lanes' last write is known to be done; all others are asked about first.
+type Settled = HashSet<(Partition, Lane)>;
+
+/// Inserts lanes into tables.
+pub struct ClickHouse {
+    client: Client,
+    settings: Settings,
+    schemas: Arc<dyn Schemas>,
+    tables: Tables,
+    settled: Mutex<Settled>,
+}
+
+/// One write on its way: what it has found out so far.
+struct Attempt {
+    guilty: Vec<(usize, String)>,
+    inserts: u32,
+    /// Some rows were there already.
+    found: bool,
+}
+
+impl ClickHouse {
+    fn open(config: &SinkConfig, context: &SinkContext) -> Result<Self, SinkConfigError> {
+        let settings = Settings::read(config)?;
+        Ok(Self {
+            client: Client::open(&settings, context.runtime.clone())?,
+            settings,
+            schemas: Arc::clone(&context.schemas),
+            tables: Tables::default(),
+            settled: Mutex::default(),
+        })
+    }
+
+    fn settled(&self) -> MutexGuard<'_, Settled> {
+        self.settled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts a block into its table, if it may be that it is not there.
+    fn put(&self, block: &Block<'_>, doubt: bool, attempt: &mut Attempt) -> Result<(), WriteError> {
+        let schema = lake::splitter(&*self.schemas, block.rows, &block.plan)?;
+        let made = match table::build(block.rows, &block.plan, schema.as_deref()) {
+            Ok(made) => made,
+            Err(rows) => return Err(WriteError::Reject { rows }),
+        };
+        let table = TableName::of(&self.settings.database, block.rows.lane);
+        let columns = ddl::columns(block.rows.lane.dead, schema.as_deref());
+        self.tables.ensure(&self.client, &self.settings, &table, &columns)?;
+        if doubt {
+            let presence = self.presence(block, &table)?;
+            attempt.found |= presence != Presence::None;
+            match presence {
+                Presence::All => return Ok(()),
+                Presence::None => {}
+                Presence::Part => return self.put_halves(block, attempt),
+                Presence::Doubled => {
+                    let cause =
+                        format!("{}: rows of {} are there twice", table.quoted(), block.token());
+                    return Err(WriteError::Conflict { cause });
+                }
+            }
+        }
+        attempt.inserts += 1;
+        let Err(fault) = self.insert(block, &table, made.table) else { return Ok(()) };
+        let Some(cause) = verdict::blames_rows(&fault) else {
+            self.tables.forget(&table);
+            return Err(WriteError::Retry { cause: format!("{}: {fault}", table.quoted()) });
+        };
+        if let [index] = block.plan.rows.as_slice() {
+            attempt.guilty.push((*index as usize, cause));
+            return Ok(());
+        }
+        self.put_halves(block, attempt)
+    }
+
+    /// Puts each half of a block by itself: one that was refused, or is there in part. Cut in the middle
+    /// always, so that a half has the same token whenever it is tried.
+    fn put_halves(&self, block: &Block<'_>, attempt: &mut Attempt) -> Result<(), WriteError> {
+        if INSERTS_MAX <= attempt.inserts {
+            return Err(self.enough(attempt));
+        }
+        let middle = block.len() / 2;
+        self.put(&block.part(0..middle), true, attempt)?;
+        self.put(&block.part(middle..block.len()), true, attempt)
+    }
+
+    /// Ends a search that takes too long with what it has found.
+    fn enough(&self, attempt: &mut Attempt) -> WriteError {
+        if attempt.guilty.is_empty() {
+            let cause = format!("not whole after {INSERTS_MAX} inserts of parts of it");
+            return WriteError::Retry { cause };
+        }
+        WriteError::Reject { rows: std::mem::take(&mut attempt.guilty) }
+    }
+
+    fn presence(&self, block: &Block<'_>, table: &TableName) -> Result<Presence, WriteError> {
+        let retry = |fault: Fault| WriteError::Retry {
+            cause: format!("{}: asked which rows are there: {fault}", table.quoted()),
+        };
+        let ask = |statement: &str, answer_bytes_max| {
+            let id = format!("tidegate-{}", uuid::Uuid::now_v7());
+            let request =
+                Request { id: &id, statement, settings: SELECT, body: None, answer_bytes_max };
+            self.client.ask(request).map_err(retry)
+        };
+        let answer = ask(&block.question(table), ANSWER_BYTES_MAX)?;
+        let there = tables::lines::<There>(&answer).map_err(retry)?.pop().unwrap_or_default();
+        if let Some(presence) = block.judge(&there) {
+            return Ok(presence);
+        }
+        let most = usize::try_from(there.rows).unwrap_or(usize::MAX).min(OFFSETS_MAX);
+        let answer = ask(&block.question_for_offsets(table, most), most * 8)?;
+        let offsets =
+            answer.chunks_exact(8).filter_map(|c| Some(u64::from_le_bytes(c.try_into().ok()?)));
+        Ok(block.judge_offsets(offsets.collect()))
+    }
+
+    fn insert(&self, block: &Block<'_>, table: &TableName, rows: Table) -> Result<(), Fault> {
+        let token = block.token();
+        let lane = block.rows.lane;
+        let mut constants = vec![native::Constant { name: "tenant", text: lane.tenant.as_str() }];
+        if lane.dead {
+            let text = lane.event_type.as_str();
+            constants.push(native::Constant { name: "event_type", text });
+        }
+        let names =
+            constants.iter().map(|c| c.name).chain(rows.columns.iter().map(|c| c.name.as_str()));
+        let statement = Block::insert(table, names);
+        let settings: Vec<_> = INSERT
+            .iter()
+            .copied()
+            .chain([("insert_deduplication_token", token.as_str())])
+            .collect();
+        let body = native::encode(&constants, rows);
+        let request = Request {
+            id: &query_id(table, &token),
+            statement: &statement,
+            settings: &settings,
+            body: Some(body),
+            answer_bytes_max: ANSWER_BYTES_MAX,
+        };
+        self.client.ask(request).map(drop)
+    }
+}
+
+/// The id of an insert: the same insert, the same id, so that the server refuses a second one while the
+/// first, whose answer nobody waits for any more, is still at work.
+fn query_id(table: &TableName, token: &str) -> String {
+    let mut hasher = SipHasher13::new();
+    std::hash::Hash::hash(table, &mut hasher);
+    std::hash::Hash::hash(token, &mut hasher);
+    format!("tidegate-{:032x}", hasher.finish128().as_u128())
+}
+
+impl Sink for ClickHouse {
+    fn write(&self, rows: &LaneRows<'_>) -> Result<(), WriteError> {
+        let lane = (rows.partition, rows.lane.clone());
+        // Whatever happens now, this lane is asked about next time unless it ends well.
+        let doubt = !self.settled().remove(&lane);
+        let mut attempt = Attempt { guilty: Vec::new(), inserts: 0, found: false };
+        for block in Block::of(rows) {
+            match self.put(&block, doubt, &mut attempt) {
+                Ok(()) => {}
+                Err(WriteError::Reject { rows }) => attempt.guilty.extend(rows),
+                Err(other) => return Err(other),
+            }
+        }
+        if attempt.guilty.is_empty() {
+            // Behind rows that were there already there may be more, in windows that were cut otherwise: those
+            // of a cursor that was set back. A lane is written in order, so what is not there ends them.
+            if !attempt.found {
+                self.settled().insert(lane);
+            }
+            return Ok(());
+        }
+        attempt.guilty.sort_unstable_by_key(|(index, _)| *index);
+        Err(WriteError::Reject { rows: attempt.guilty })
+    }
+
+    fn probe(&self) -> Result<(), String> {
+        let id = format!("tidegate-{}", uuid::Uuid::now_v7());
+        let request = Request {
+            id: &id,
+            statement: "SELECT 1 FORMAT TabSeparated",
+            settings: &[],
+            body: None,
+            answer_bytes_max: ANSWER_BYTES_MAX,
+        };
+        match self.client.ask(request) {
+            Ok(answer) if answer.trim_ascii() == b"1" => Ok(()),
+            Ok(_) => Err(format!("{} says that 1 is not 1", self.settings.url)),
+            Err(fault) => Err(format!("{}: {fault}", self.settings.url)),
+        }
+    }
+
+    fn flush_age(&self) -> Duration {
+        Duration::from_secs(2)
+    }
+}
