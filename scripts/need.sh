@@ -9,14 +9,15 @@ want() { # want COMMAND PACKAGE
 
 case "${1:?build, test or redis}" in
   build)
-    want cc build-essential # zstd, ring and zlib are C
+    want cc build-essential # zstd, ring, zlib, librdkafka and its OpenSSL are C
+    perl -MIPC::Cmd -MFindBin -e 1 >/dev/null 2>&1 || packages+=(perl) # OpenSSL's own build
     ;;
   test)
     want curl curl
     want openssl openssl
     want strace strace
     want redis-server redis-server
-    want java default-jre-headless # S3Proxy, which Maven fetches
+    want java default-jre-headless # S3Proxy and Apache Kafka, which Maven fetches
     want mvn maven
     want mkfs.ext4 e2fsprogs
     compgen -G '/usr/lib/*/faketime/libfaketime.so.1' >/dev/null || packages+=(libfaketime)
