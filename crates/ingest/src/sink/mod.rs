@@ -20,7 +20,11 @@
 //! After a crash the same window is read again (its hash says that it is the same), and writing it
 //! again changes nothing.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
@@ -127,6 +131,20 @@ pub trait Sink: Send + Sync {
     fn flush_age(&self) -> Duration {
         Duration::from_secs(5)
     }
+
+    /// What the destination is to be spared, if anything now: windows that are not full wait for it.
+    fn pause(&self) -> Option<Pause> {
+        None
+    }
+}
+
+/// Why windows that are old enough wait.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pause {
+    /// Until then.
+    pub until: Instant,
+    /// Why, in words for `status`.
+    pub why: String,
 }
 
 /// What the runner must do next. Variants are actions, not causes.

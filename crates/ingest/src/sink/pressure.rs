@@ -259,6 +259,7 @@ impl Running {
             memory_bytes: self.partitions.iter().map(|shared| shared.memory.share()).sum(),
             held_bytes: self.partitions.iter().map(|shared| shared.memory.held()).sum(),
             freshness_seconds: 0.0,
+            paused: self.partitions.iter().find_map(|shared| shared.board().paused.clone()),
             held: Vec::new(),
         };
         let mut oldest: Option<i64> = None;

@@ -200,9 +200,7 @@ fn check_apart<'a>(
                 return Err(fault("another lake has this url"));
             }
         }
-        if let Some(place) = clickhouse::place(config)
-            && !databases.insert(place)
-        {
+        if !clickhouse::places(config).into_iter().all(|place| databases.insert(place)) {
             return Err(fault("another sink has this ClickHouse url and database"));
         }
     }

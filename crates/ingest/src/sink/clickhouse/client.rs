@@ -54,11 +54,16 @@ pub struct Request<'a> {
 }
 
 impl Client {
+    /// Where it talks to.
+    pub fn url(&self) -> &Url {
+        &self.url
+    }
+
     /// Makes a client; makes no request.
     ///
     /// # Errors
     /// [`SinkConfigError`] for a password or certificates that cannot be read.
-    pub fn open(settings: &Settings, runtime: Handle) -> Result<Self, SinkConfigError> {
+    pub fn open(settings: &Settings, url: &Url, runtime: Handle) -> Result<Self, SinkConfigError> {
         // reqwest brings no crypto provider of its own. An error says that one is installed already.
         let _installed = rustls::crypto::ring::default_provider().install_default();
         let fault = |cause: String| SinkConfigError(format!("clickhouse: {cause}"));
@@ -80,7 +85,7 @@ impl Client {
         let http = http.build().map_err(|e| fault(causes(&e)))?;
         Ok(Self {
             http,
-            url: settings.url.clone(),
+            url: url.clone(),
             user: settings.user.clone(),
             password: settings.password()?,
             timeout: settings.timeout,

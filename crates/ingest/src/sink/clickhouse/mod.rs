@@ -8,6 +8,8 @@
 //! | `tables` | looks at tables, makes and widens them |
 //! | `block` | which rows are one insert; its token; the question whether they are there |
 //! | `native` | a block as bytes |
+//! | `pace` | how many inserts a second are made |
+//! | `shard` | which server has which tenant |
 //! | `verdict` | which exceptions blame rows |
 //!
 //! Exactly once, in short: an insert is one block in one partition, so it is there whole or not at all.
@@ -21,26 +23,30 @@ mod client;
 mod config;
 mod ddl;
 mod native;
+mod pace;
+mod shard;
 mod tables;
 mod verdict;
 
 use std::{
     collections::HashSet,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use siphasher::sip128::{Hasher128, SipHasher13};
 use tidegate_event::Partition;
+use url::Url;
 
 use super::{
-    Lane, LaneRows, Sink, SinkConfig, SinkConfigError, SinkContext, SinkKind, WriteError,
+    Lane, LaneRows, Pause, Sink, SinkConfig, SinkConfigError, SinkContext, SinkKind, WriteError,
     lake::{self, Schemas, columns::Table, table},
 };
 use block::{Block, Presence, There};
 use client::{Client, Fault, Request};
 use config::Settings;
 use ddl::TableName;
+use pace::Inserts;
 use tables::Tables;
 
 pub(super) const KIND: SinkKind = SinkKind {
@@ -49,11 +55,16 @@ pub(super) const KIND: SinkKind = SinkKind {
     open: |config, context| Ok(Arc::new(ClickHouse::open(config, context)?)),
 };
 
-/// The server and database that a configuration names, if it is one of this kind: no two sinks share one,
-/// since each would ask about rows that the other inserts.
-pub(super) fn place(config: &SinkConfig) -> Option<(String, String)> {
-    let settings = (config.kind == KIND.name).then(|| Settings::read(&config.own()).ok())??;
-    Some((settings.url.as_str().trim_end_matches('/').to_owned(), settings.database))
+/// The servers and databases that a configuration names, if it is one of this kind: no two sinks share
+/// one, since each would ask about rows that the other inserts.
+pub(super) fn places(config: &SinkConfig) -> Vec<(String, String)> {
+    let settings = (config.kind == KIND.name).then(|| Settings::read(&config.own()).ok()).flatten();
+    let places = |settings: Settings| {
+        let place =
+            |url: &Url| (url.as_str().trim_end_matches('/').to_owned(), settings.database.clone());
+        settings.urls.iter().map(place).collect()
+    };
+    settings.map_or_else(Vec::new, places)
 }
 
 /// What an insert's or a count's answer may have.
@@ -85,11 +96,17 @@ type Settled = HashSet<(Partition, Lane)>;
 
 /// Inserts lanes into tables.
 pub struct ClickHouse {
-    client: Client,
+    servers: Vec<Server>,
     settings: Settings,
     schemas: Arc<dyn Schemas>,
-    tables: Tables,
     settled: Mutex<Settled>,
+    inserts: Inserts,
+}
+
+/// A shard, or the only server.
+struct Server {
+    client: Client,
+    tables: Tables,
 }
 
 /// One write on its way: what it has found out so far.
@@ -103,17 +120,29 @@ struct Attempt {
 impl ClickHouse {
     fn open(config: &SinkConfig, context: &SinkContext) -> Result<Self, SinkConfigError> {
         let settings = Settings::read(config)?;
+        let server = |url: &Url| {
+            let client = Client::open(&settings, url, context.runtime.clone())?;
+            Ok(Server { client, tables: Tables::default() })
+        };
+        let servers = settings.urls.iter().map(server).collect::<Result<_, SinkConfigError>>()?;
         Ok(Self {
-            client: Client::open(&settings, context.runtime.clone())?,
+            servers,
+            inserts: Inserts::new(settings.inserts_per_second),
             settings,
             schemas: Arc::clone(&context.schemas),
-            tables: Tables::default(),
             settled: Mutex::default(),
         })
     }
 
     fn settled(&self) -> MutexGuard<'_, Settled> {
         self.settled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The server that has a tenant's rows.
+    fn server(&self, tenant: &str) -> Result<&Server, WriteError> {
+        let urls = self.servers.iter().map(|server| server.client.url().as_str());
+        let server = shard::of(tenant, urls).and_then(|at| self.servers.get(at));
+        server.ok_or_else(|| WriteError::Retry { cause: "there is no server".to_owned() })
     }
 
     /// Puts a block into its table, if it may be that it is not there.
@@ -125,9 +154,10 @@ impl ClickHouse {
         };
         let table = TableName::of(&self.settings.database, block.rows.lane);
         let columns = ddl::columns(block.rows.lane.dead, schema.as_deref());
-        self.tables.ensure(&self.client, &self.settings, &table, &columns)?;
+        let server = self.server(block.rows.lane.tenant.as_str())?;
+        server.tables.ensure(&server.client, &self.settings, &table, &columns)?;
         if doubt {
-            let presence = self.presence(block, &table)?;
+            let presence = server.presence(block, &table)?;
             attempt.found |= presence != Presence::None;
             match presence {
                 Presence::All => return Ok(()),
@@ -141,9 +171,10 @@ impl ClickHouse {
             }
         }
         attempt.inserts += 1;
-        let Err(fault) = self.insert(block, &table, made.table) else { return Ok(()) };
+        self.inserts.count(Instant::now());
+        let Err(fault) = server.insert(block, &table, made.table) else { return Ok(()) };
         let Some(cause) = verdict::blames_rows(&fault) else {
-            self.tables.forget(&table);
+            server.tables.forget(&table);
             return Err(WriteError::Retry { cause: format!("{}: {fault}", table.quoted()) });
         };
         if let [index] = block.plan.rows.as_slice() {
@@ -172,7 +203,9 @@ impl ClickHouse {
         }
         WriteError::Reject { rows: std::mem::take(&mut attempt.guilty) }
     }
+}
 
+impl Server {
     fn presence(&self, block: &Block<'_>, table: &TableName) -> Result<Presence, WriteError> {
         let retry = |fault: Fault| WriteError::Retry {
             cause: format!("{}: asked which rows are there: {fault}", table.quoted()),
@@ -257,7 +290,34 @@ impl Sink for ClickHouse {
         Err(WriteError::Reject { rows: attempt.guilty })
     }
 
+    /// One server that answers is enough: the lanes of one that does not wait alone.
     fn probe(&self) -> Result<(), String> {
+        let mut faults = Vec::new();
+        for server in &self.servers {
+            match server.probe() {
+                Ok(()) => return Ok(()),
+                Err(fault) => faults.push(fault),
+            }
+        }
+        Err(faults.join("; "))
+    }
+
+    /// A row is there within a second where there are few.
+    fn flush_age(&self) -> Duration {
+        Duration::from_millis(700)
+    }
+
+    fn pause(&self) -> Option<Pause> {
+        let until = self.inserts.until(Instant::now())?;
+        let most = self.settings.inserts_per_second;
+        let why = format!("more than {most} inserts a second (options.inserts_per_second)");
+        Some(Pause { until, why })
+    }
+}
+
+impl Server {
+    fn probe(&self) -> Result<(), String> {
+        let url = self.client.url();
         let id = format!("tidegate-{}", uuid::Uuid::now_v7());
         let request = Request {
             id: &id,
@@ -268,12 +328,8 @@ impl Sink for ClickHouse {
         };
         match self.client.ask(request) {
             Ok(answer) if answer.trim_ascii() == b"1" => Ok(()),
-            Ok(_) => Err(format!("{} says that 1 is not 1", self.settings.url)),
-            Err(fault) => Err(format!("{}: {fault}", self.settings.url)),
+            Ok(_) => Err(format!("{url} says that 1 is not 1")),
+            Err(fault) => Err(format!("{url}: {fault}")),
         }
-    }
-
-    fn flush_age(&self) -> Duration {
-        Duration::from_secs(2)
     }
 }
