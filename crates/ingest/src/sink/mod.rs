@@ -11,6 +11,7 @@
 //! | `crew`, `delivery`, `held` | its threads: a window's writer; lanes that wait alone, and catch up |
 //! | `desk` | what these threads share: board, state file, how rows are written |
 //! | `pace`, `memory`, `pressure` | which lane is slow; how large a window may be; what is shed |
+//! | `reconcile` | holds a destination against the log, writes what it lost |
 //! | `blackhole` | the shortest sink, meant to be copied (docs/add-a-sink.md) |
 //! | `clickhouse` | inserts into tables of ClickHouse |
 //! | `lake` | Parquet and JSONL files in a folder or an object store |
@@ -27,6 +28,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use tidegate_event::ReceivedAt;
 use tokio::runtime::Handle;
 
 use crate::{
@@ -47,6 +49,7 @@ mod pace;
 mod poison;
 mod pressure;
 mod quarantine;
+pub mod reconcile;
 pub mod rows;
 pub mod runner;
 pub mod source;
@@ -57,6 +60,7 @@ mod window;
 mod worker;
 
 pub use memory::{FACTOR as MEMORY_FACTOR, ROW_BYTES};
+pub use reconcile::Found;
 pub use rows::{Lane, LaneRows};
 pub use runner::{SinkParts, SinkStartError, Sinks, start, start_with};
 pub use start::Start;
@@ -130,6 +134,26 @@ pub trait Sink: Send + Sync {
     /// How old the oldest event may grow before a window is cut, where the configuration is silent.
     fn flush_age(&self) -> Duration {
         Duration::from_secs(5)
+    }
+
+    /// True where it can be asked which rows it has.
+    fn can_reconcile(&self) -> bool {
+        false
+    }
+
+    /// Which of these rows, all of which it had stored, the destination does not have; `repair` (the
+    /// name of a repair): writes those, so that a second try under the same name changes nothing.
+    ///
+    /// # Errors
+    /// [`WriteError`], with what was found where all was asked.
+    fn reconcile(
+        &self,
+        rows: &LaneRows<'_>,
+        repair: Option<&str>,
+        now: ReceivedAt,
+    ) -> Result<Found, (Option<Found>, WriteError)> {
+        let _ = (rows, repair, now);
+        Err((None, WriteError::Conflict { cause: "it cannot be asked which rows it has".into() }))
     }
 
     /// What the destination is to be spared, if anything now: windows that are not full wait for it.

@@ -9,7 +9,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{
-        Arc, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -18,8 +18,9 @@ use std::{
 use tidegate_event::{ReceivedAt, TenantId};
 
 use super::{
-    Policy, SinkConfig, Sinks,
+    Policy, Sink, SinkConfig, Sinks,
     desk::Shared,
+    quarantine::Quarantine,
     status::{HeldLane, PartitionStatus, SinkState, SinkStatus},
 };
 use crate::{
@@ -46,6 +47,10 @@ pub(super) struct Running {
     pub lane_bytes: u64,
     pub bound: Bound,
     pub partitions: Vec<Arc<Shared>>,
+    pub sink: Arc<dyn Sink>,
+    pub quarantine: Arc<Quarantine>,
+    /// One at a time.
+    pub reconciling: Mutex<()>,
 }
 
 /// The bound of a sink's backlog.

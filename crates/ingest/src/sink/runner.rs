@@ -146,7 +146,16 @@ pub fn start_with(
         }
         let lane_bytes = lane_bytes(&config, parts.backlog_bytes)?;
         let bound = Bound::new(parts.backlog_bytes, parts.sink_delay);
-        sinks.push(Running { config, lane_bytes, bound, partitions });
+        let reconciling = Mutex::default();
+        sinks.push(Running {
+            config,
+            lane_bytes,
+            bound,
+            partitions,
+            sink,
+            quarantine,
+            reconciling,
+        });
     }
     let sinks = Sinks {
         sinks,

@@ -9,6 +9,7 @@
 //! | `block` | which rows are one insert; its token; the question whether they are there |
 //! | `native` | a block as bytes |
 //! | `pace` | how many inserts a second are made |
+//! | `reconcile` | which rows a table lacks, and putting them back |
 //! | `shard` | which server has which tenant |
 //! | `verdict` | which exceptions blame rows |
 //!
@@ -24,6 +25,7 @@ mod config;
 mod ddl;
 mod native;
 mod pace;
+mod reconcile;
 mod shard;
 mod tables;
 mod verdict;
@@ -35,11 +37,12 @@ use std::{
 };
 
 use siphasher::sip128::{Hasher128, SipHasher13};
-use tidegate_event::Partition;
+use tidegate_event::{Partition, ReceivedAt};
 use url::Url;
 
 use super::{
-    Lane, LaneRows, Pause, Sink, SinkConfig, SinkConfigError, SinkContext, SinkKind, WriteError,
+    Found, Lane, LaneRows, Pause, Sink, SinkConfig, SinkConfigError, SinkContext, SinkKind,
+    WriteError,
     lake::{self, Schemas, columns::Table, table},
 };
 use block::{Block, Presence, There};
@@ -110,6 +113,7 @@ struct Server {
 }
 
 /// One write on its way: what it has found out so far.
+#[derive(Default)]
 struct Attempt {
     guilty: Vec<(usize, String)>,
     inserts: u32,
@@ -223,9 +227,27 @@ impl Server {
         }
         let most = usize::try_from(there.rows).unwrap_or(usize::MAX).min(OFFSETS_MAX);
         let answer = ask(&block.question_for_offsets(table, most), most * 8)?;
-        let offsets =
-            answer.chunks_exact(8).filter_map(|c| Some(u64::from_le_bytes(c.try_into().ok()?)));
-        Ok(block.judge_offsets(offsets.collect()))
+        Ok(block.judge_offsets(read_offsets(&answer)))
+    }
+
+    /// The offsets of the lane between the block's first and last that its table has, in order.
+    fn offsets(&self, block: &Block<'_>, table: &TableName) -> Result<Vec<u64>, WriteError> {
+        // Others of the lane may lie between: as many as offsets do, and twice each.
+        let most = block.span().saturating_mul(2).min(OFFSETS_MAX);
+        let id = format!("tidegate-{}", uuid::Uuid::now_v7());
+        let request = Request {
+            id: &id,
+            statement: &block.question_for_offsets(table, most),
+            settings: SELECT,
+            body: None,
+            answer_bytes_max: most * 8,
+        };
+        let answer = self.client.ask(request).map_err(|fault| WriteError::Retry {
+            cause: format!("{}: asked which rows are there: {fault}", table.quoted()),
+        })?;
+        let mut offsets = read_offsets(&answer);
+        offsets.sort_unstable();
+        Ok(offsets)
     }
 
     fn insert(&self, block: &Block<'_>, table: &TableName, rows: Table) -> Result<(), Fault> {
@@ -256,6 +278,11 @@ impl Server {
     }
 }
 
+fn read_offsets(answer: &[u8]) -> Vec<u64> {
+    let offset = |bytes: &[u8]| Some(u64::from_le_bytes(bytes.try_into().ok()?));
+    answer.chunks_exact(8).filter_map(offset).collect()
+}
+
 /// The id of an insert: the same insert, the same id, so that the server refuses a second one while the
 /// first, whose answer nobody waits for any more, is still at work.
 fn query_id(table: &TableName, token: &str) -> String {
@@ -270,7 +297,7 @@ impl Sink for ClickHouse {
         let lane = (rows.partition, rows.lane.clone());
         // Whatever happens now, this lane is asked about next time unless it ends well.
         let doubt = !self.settled().remove(&lane);
-        let mut attempt = Attempt { guilty: Vec::new(), inserts: 0, found: false };
+        let mut attempt = Attempt::default();
         for block in Block::of(rows) {
             match self.put(&block, doubt, &mut attempt) {
                 Ok(()) => {}
@@ -305,6 +332,19 @@ impl Sink for ClickHouse {
     /// A row is there within a second where there are few.
     fn flush_age(&self) -> Duration {
         Duration::from_millis(700)
+    }
+
+    fn can_reconcile(&self) -> bool {
+        true
+    }
+
+    fn reconcile(
+        &self,
+        rows: &LaneRows<'_>,
+        repair: Option<&str>,
+        now: ReceivedAt,
+    ) -> Result<Found, (Option<Found>, WriteError)> {
+        self.hold_against(rows, repair, now)
     }
 
     fn pause(&self) -> Option<Pause> {
