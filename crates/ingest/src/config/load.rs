@@ -306,7 +306,10 @@ mod tests {
     #[test]
     fn what_would_not_start_is_told_before() {
         for (text, expected) in [
-            ("[[sink]]\nname = \"a\"\nkind = \"ftp\"", "is none of blackhole, clickhouse, lake"),
+            (
+                "[[sink]]\nname = \"a\"\nkind = \"ftp\"",
+                "is none of blackhole, clickhouse, elasticsearch, lake",
+            ),
             (
                 "[[sink]]\nname = \"a\"\nkind = \"lake\"\noptions = { format = \"csv\" }",
                 "is none of parquet",
