@@ -23,6 +23,7 @@ pub mod faults;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod json;
+pub mod kafka;
 pub mod log;
 pub mod metrics;
 pub mod normalize;

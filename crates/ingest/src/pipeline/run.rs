@@ -7,14 +7,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tidegate_event::Offset;
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
     sync::watch,
 };
 
-use super::{Division, Pipeline};
+use super::{Division, Pipeline, log::OpenedLog};
 use crate::{
     admin,
     books::{Books, UnloggedLedger},
@@ -23,13 +22,13 @@ use crate::{
     config::{self, Config, ConfigError, Size},
     edge::{self, EdgeParts},
     json::ScanLimits,
-    log,
+    log::LogHandle,
     normalize::{Normalizer, SchemaStore},
     quota::{self, Quotas},
     sink::{self, SinkConfig, SinkParts, source::LogSource},
     storage::{Disk, Storage},
     tenants::Tenants,
-    writer::{self, WriterSettings, Writers},
+    writer::{LogWriter, WriterSettings},
 };
 
 /// The fixed key of `--dev` on loopback.
@@ -66,7 +65,7 @@ pub enum StartError {
     },
 }
 
-fn part<E: std::fmt::Display>(what: &'static str) -> impl Fn(E) -> StartError {
+pub(super) fn part<E: std::fmt::Display>(what: &'static str) -> impl Fn(E) -> StartError {
     move |error| StartError::Part { what, why: error.to_string() }
 }
 
@@ -184,8 +183,9 @@ struct Built {
     admin_token: Option<String>,
     log_id: String,
     recovery: Vec<String>,
-    logs: Vec<log::LogHandle>,
-    writers: Arc<Writers>,
+    logs: Vec<Arc<dyn LogSource>>,
+    embedded: Vec<LogHandle>,
+    writers: Arc<dyn LogWriter>,
     sinks: Arc<sink::Sinks>,
     tenants: Arc<Tenants>,
     normalizer: Arc<Normalizer>,
@@ -208,9 +208,8 @@ impl Building {
         division.lowered(&config).iter().for_each(|what| tracing::warn!("{what}"));
         let admin_token = admin::token_of(&config.admin).map_err(part("configuration"))?;
 
-        let opened = log::open(Arc::clone(&storage), &config.log, Arc::clone(&clock))
-            .map_err(part("log"))?;
-        let recovery: Vec<String> = opened.recovery.iter().map(ToString::to_string).collect();
+        let opened = OpenedLog::open(&config, &storage, &clock, &runtime)?;
+        let recovery = opened.recovery.clone();
         recovery.iter().for_each(|what| tracing::info!("{what}"));
 
         let (schemas, normalizer) = load_schemas(&config, &storage)?;
@@ -218,15 +217,16 @@ impl Building {
 
         let books = Arc::new(Books::default());
         let log_id = opened.log_id.clone();
-        let logs: Vec<_> = opened.partitions.iter().map(log::Log::handle).collect();
-        let log_is_empty = logs.iter().all(|log| log.latest() == Offset(0));
+        let (logs, embedded) = (opened.sources.clone(), opened.handles.clone());
+        let log_is_empty = opened.is_empty();
         let (disk, now) = (Arc::clone(&storage), clock.now());
         let unlogged = UnloggedLedger::open(disk, &dir, &log_id, log_is_empty, &books, now)
             .map_err(part("books"))?;
         let sinks = sink::start(
             &config.sink,
             &SinkParts {
-                logs: logs.iter().map(|l| Arc::new(l.clone()) as Arc<dyn LogSource>).collect(),
+                logs: logs.clone(),
+                shared_log: opened.is_shared(),
                 schemas,
                 storage,
                 clock: Arc::clone(&clock),
@@ -240,14 +240,8 @@ impl Building {
         .map_err(part("sinks"))?;
         let budget = Budget::new(division.pool);
         let settings = writer_settings(&config, &division, &budget, &tenants);
-        let mut writers = Vec::new();
-        for mut log in opened.partitions {
-            leave_out_lost(&mut log, &sinks).map_err(part("log"))?;
-            let (books, clock, settings) =
-                (Arc::clone(&books), Arc::clone(&clock), settings.clone());
-            writers.push(writer::start(log, books, clock, settings).map_err(part("log"))?);
-        }
-        let writers = Writers::new(writers).ok_or("no partitions").map_err(part("log"))?;
+        let sinks = Arc::new(sinks);
+        let writers = opened.begin(&sinks, &books, &clock, &settings)?;
         let (quotas, fleet) = quota::open(&config.quota_store, &log_id, Arc::clone(&clock))
             .map_err(part("configuration"))?;
         restore_quotas(&quotas, &tenants, &books, &unlogged);
@@ -258,8 +252,9 @@ impl Building {
             log_id,
             recovery,
             logs,
-            writers: Arc::new(writers),
-            sinks: Arc::new(sinks),
+            embedded,
+            writers,
+            sinks,
             tenants,
             normalizer: Arc::new(normalizer),
             books,
@@ -331,19 +326,6 @@ fn restore_quotas(quotas: &Quotas, tenants: &Tenants, books: &Books, unlogged: &
     }
 }
 
-/// Should the log end before a sink's cursor, its disk lost what it had said was durable. Those offsets
-/// are never given again: the sink would take new events under them for ones it has written.
-fn leave_out_lost(log: &mut log::Log, sinks: &sink::Sinks) -> Result<(), log::AppendFault> {
-    let (partition, latest) = (log.handle().partition(), log.handle().latest());
-    let own = sinks.cursors().into_iter().filter(|(_, of, _)| *of == partition);
-    let Some((sink, _, cursor)) = own.max_by_key(|(_, _, cursor)| *cursor) else { return Ok(()) };
-    if latest < cursor {
-        tracing::error!(sink, %cursor, %latest, "the log ends before what a sink has written: those events are lost");
-        log.skip_to(cursor)?;
-    }
-    Ok(())
-}
-
 impl Built {
     async fn listen(self) -> Result<(Arc<Pipeline>, edge::Edge, Option<quota::Fleet>), StartError> {
         let budget = self.budget;
@@ -355,7 +337,7 @@ impl Built {
             config,
             tenants: Arc::clone(&self.tenants),
             normalizer: Arc::<Normalizer>::clone(&self.normalizer),
-            log: Arc::<Writers>::clone(&self.writers),
+            log: Arc::<dyn LogWriter>::clone(&self.writers),
             books: Arc::clone(&self.books),
             clock: Arc::clone(&self.clock),
             budget: Arc::clone(&budget),
@@ -373,6 +355,7 @@ impl Built {
             log_id: self.log_id,
             recovery: self.recovery,
             logs: self.logs,
+            embedded: self.embedded,
             writers: self.writers,
             sinks: self.sinks,
             tenants: self.tenants,
@@ -458,6 +441,8 @@ async fn stop_all(
     let closed = tokio::task::spawn_blocking(move || writers.close()).await;
     closed.map_err(part("log"))?;
     pipeline.sinks.drain(left()).await;
+    let writers = Arc::clone(&pipeline.writers);
+    tokio::task::spawn_blocking(move || writers.leave()).await.map_err(part("log"))?;
     tracing::info!("stopped: all that was answered is in the log");
     Ok(())
 }
