@@ -161,7 +161,7 @@ impl Sinks {
         let aside = running.quarantine.places().map_err(ReconcileError::Quarantine)?;
         let mut done = Reconciled::default();
         let mut looked_at = false;
-        for shared in &running.partitions {
+        for shared in &running.partitions() {
             if wanted.partition.is_some_and(|only| only != shared.log.partition()) {
                 continue;
             }
@@ -201,7 +201,9 @@ impl Look<'_> {
             while at < to && bytes < BYTES_MAX {
                 match reader.next()? {
                     None => break,
-                    Some(SourceEntry::Quarantined(range)) => at = range.to(),
+                    Some(SourceEntry::Quarantined(range) | SourceEntry::Empty(range)) => {
+                        at = range.to();
+                    }
                     Some(SourceEntry::Frame(frame)) => {
                         at = frame.end();
                         bytes += frame.body.len() as u64;

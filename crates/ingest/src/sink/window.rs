@@ -89,6 +89,10 @@ impl Window {
                 self.to = range.to();
                 self.began.get_or_insert_with(Instant::now);
             }
+            SourceEntry::Empty(range) => {
+                self.to = range.to();
+                self.began.get_or_insert_with(Instant::now);
+            }
         }
     }
 
