@@ -44,7 +44,11 @@ fn each_refusal_of_a_writer_reaches_the_client_with_its_code_and_its_time() {
     for (count, (error, status, code, least)) in (1..).zip(cases) {
         writer.will(Act::Says(Outcome::Refused(error)));
         let (answer, head) = retry_after(&front, r#"{"event_type":"view"}"#);
-        assert_eq!((answer.status, answer.json()["code"].as_str()), (status, Some(code)), "{answer:?}");
+        assert_eq!(
+            (answer.status, answer.json()["code"].as_str()),
+            (status, Some(code)),
+            "{answer:?}"
+        );
         assert!(head.contains(&format!("x-shed-reason: {code}")), "{head}");
         let told = head.lines().find_map(|line| line.strip_prefix("retry-after: ")).unwrap();
         assert!((least..=least * 2).contains(&told.parse::<u64>().unwrap()), "{head}");
@@ -83,7 +87,11 @@ fn a_writer_that_shut_down_before_it_took_a_batch_is_passed_over() {
     // Whichever is asked first says that it shuts down, the other appends.
     writers.iter().for_each(|w| w.will(Act::Says(Outcome::Refused(AppendError::Draining))));
     let reply = front.send(r#"{"event_type":"view"}"#);
-    assert_eq!((reply.status, reply.body["code"].as_str()), (503, Some("unreachable")), "{reply:?}");
+    assert_eq!(
+        (reply.status, reply.body["code"].as_str()),
+        (503, Some("unreachable")),
+        "{reply:?}"
+    );
     assert_eq!((writers[0].batches(), writers[1].batches()), (1, 1), "both were asked, once");
     writers.iter().for_each(|w| w.will(Act::Says(ok())));
     assert_eq!(front.send(r#"{"event_type":"view"}"#).status, 200);

@@ -42,7 +42,9 @@ fn a_caller_without_the_token_can_name_no_tenant_and_learns_nothing() {
     for token in [None, Some("open-sesam"), Some("open-sesame2")] {
         let stranger = Caller::of(writer.public, &with_token(token));
         let peer = stranger.peer();
-        wait_for("the stranger to be refused", || peer.why().contains("does not take our hop.token"));
+        wait_for("the stranger to be refused", || {
+            peer.why().contains("does not take our hop.token")
+        });
         assert!(peer.state().is_none());
         tally.survived(1);
     }

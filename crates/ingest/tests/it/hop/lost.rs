@@ -48,7 +48,11 @@ fn a_writer_lost_with_a_batch_is_an_unknown_outcome_and_no_other_is_asked() {
         writers[holder].die();
         sent.join().unwrap()
     });
-    assert_eq!((reply.status, reply.body["code"].as_str()), (503, Some("outcome_unknown")), "{reply:?}");
+    assert_eq!(
+        (reply.status, reply.body["code"].as_str()),
+        (503, Some("outcome_unknown")),
+        "{reply:?}"
+    );
     assert_eq!(writers.iter().map(FakeWriter::batches).sum::<usize>(), 1, "nobody else was asked");
     assert_eq!(front.booked("outcome_unknown"), (0, 0, 1), "refused, in requests and bytes");
     // The other one is there for whoever comes again.
@@ -83,7 +87,11 @@ fn a_writer_that_never_answers_is_an_unknown_outcome_once_the_time_is_over() {
     let mut tally = Tally::new("hop::lost", "process pause", &["P2", "P5"]);
     writer.will(Act::IsSilent);
     let reply = front.send(r#"{"event_type":"view"}"#);
-    assert_eq!((reply.status, reply.body["code"].as_str()), (503, Some("outcome_unknown")), "{reply:?}");
+    assert_eq!(
+        (reply.status, reply.body["code"].as_str()),
+        (503, Some("outcome_unknown")),
+        "{reply:?}"
+    );
     assert_eq!(front.booked("outcome_unknown"), (0, 0, 1));
     assert_eq!(writer.batches(), 1, "it was asked once");
     tally.survived(1);
@@ -105,7 +113,9 @@ fn a_normalizer_that_says_nothing_is_passed_over_since_nothing_was_kept() {
     let key = added["key"].as_str().unwrap().to_owned();
     wait_for("both normalizers to be reached", || {
         let peers = edge.admin_get("/api/v1/status").json()["peers"].clone();
-        peers.as_array().is_some_and(|all| all.len() == 2 && all.iter().all(|p| p["reached"] == true))
+        peers
+            .as_array()
+            .is_some_and(|all| all.len() == 2 && all.iter().all(|p| p["reached"] == true))
     });
     let mut tally = Tally::new("hop::lost", "process pause", &["P1", "P2"]);
     paused.signal(rustix::process::Signal::STOP);

@@ -136,8 +136,13 @@ impl Front {
     pub fn send(&self, body: &str) -> Reply {
         let authorization = format!("Bearer {}", self.key);
         let headers = [("authorization", &*authorization), ("content-type", "application/json")];
-        let answer =
-            crate::server::request(self.edge.public, "POST", "/v1/events", &headers, body.as_bytes());
+        let answer = crate::server::request(
+            self.edge.public,
+            "POST",
+            "/v1/events",
+            &headers,
+            body.as_bytes(),
+        );
         Reply { status: answer.status, body: answer.json() }
     }
 
