@@ -24,7 +24,7 @@ POWER_ARGUMENTS ?=
 OVERLOAD_ARGUMENTS ?=
 GRID_ARGUMENTS ?=
 
-.PHONY: help run test unit e2e torture power grid demo-two-sinks overload-outage overload-refusal overload-fleet bugs bugs-all fuzz fuzz-quick fuzz-minimise venv lint fmt clippy doc deny deny-install bench bench-criterion bench-e2e dist image image-steps build-needs test-needs
+.PHONY: help run test unit e2e torture power grid demo-two-sinks demo-roles overload-outage overload-refusal overload-fleet bugs bugs-all fuzz fuzz-quick fuzz-minimise venv lint fmt clippy doc deny deny-install bench bench-criterion bench-e2e dist image image-steps build-needs test-needs
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 18
@@ -63,6 +63,11 @@ grid: build-needs venv ## All tests and sweeps (BUDGET seconds, 600), then which
 demo-two-sinks: build-needs venv ## A healthy sink beside one that answers 503: two rows, asserted
 	$(CARGO) build --workspace --locked --bins
 	cd tests && ../$(VENV)/bin/python -m overload.two_sinks $(OVERLOAD_ARGUMENTS)
+
+# `make demo-roles OVERLOAD_ARGUMENTS="--rounds 3 --only rolling"`
+demo-roles: build-needs venv ## Two edges, normalizers, writers restarted and killed under load: the figures
+	$(CARGO) build --workspace --locked --bins
+	cd tests && ../$(VENV)/bin/python -m roles.rolling $(OVERLOAD_ARGUMENTS)
 
 # With `--outage 300 --backlog 4GiB` and more, see its --help. Needs root for the cgroup.
 overload-outage: build-needs venv ## No sink for 5 minutes at full load, in a cgroup of the budget and 20 %

@@ -35,7 +35,7 @@ const ASK_EVERY: Duration = Duration::from_millis(200);
 const SILENT: Duration = Duration::from_secs(1);
 const CONNECT: Duration = Duration::from_secs(2);
 /// Before a replica that could not be reached is tried again: from the first to the second.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 /// HTTP/2: bytes that a replica may answer ahead.
 const WINDOW_BYTES: u32 = 1 << 20;
 

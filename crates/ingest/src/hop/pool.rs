@@ -142,8 +142,8 @@ impl Pool {
         self.peers.load_full()
     }
 
-    /// Of those that are reached and do not shut down, the one with least to do that was not `tried`;
-    /// one that reaches the role behind it comes first.
+    /// Of those that are reached, the one with least to do that was not `tried`: one that reaches the
+    /// role behind it comes first, one that shuts down last.
     #[must_use]
     pub fn least_busy(&self, tried: &[Arc<Peer>]) -> Option<Arc<Peer>> {
         let peers = self.peers.load();
@@ -151,22 +151,29 @@ impl Pool {
         let first = self.next.fetch_add(1, Ordering::Relaxed) % peers.len().max(1);
         let turned = peers.iter().skip(first).chain(peers.iter().take(first));
         let able = turned.filter_map(|peer| {
-            let state = peer.state().filter(|state| !state.draining)?;
+            let state = peer.state()?;
             let fresh = !tried.iter().any(|other| Arc::ptr_eq(other, peer));
-            fresh.then(|| ((state.writers.is_empty(), peer.in_flight()), peer))
+            let rank = (state.writers.is_empty(), state.draining, peer.in_flight());
+            fresh.then_some((rank, peer))
         });
         able.min_by_key(|(rank, _)| *rank).map(|(_, peer)| Arc::clone(peer))
     }
 
-    /// Those that are reached and do not shut down, in the order in which the tenant prefers them.
+    /// Those that are reached, in the order in which the tenant prefers them; those that shut down
+    /// last.
     #[must_use]
     pub fn for_tenant(&self, tenant: &TenantId) -> Vec<Arc<Peer>> {
         let peers = self.peers.load();
-        let able = |peer: &&Arc<Peer>| peer.state().is_some_and(|state| !state.draining);
-        let able: Vec<&Arc<Peer>> = peers.iter().filter(able).collect();
-        let order = ranked(tenant, able.iter().map(|peer| peer.name()));
-        let named = |name: &str| able.iter().find(|peer| peer.name() == name);
-        order.into_iter().filter_map(|name| named(name).map(|peer| Arc::clone(peer))).collect()
+        let order = ranked(tenant, peers.iter().map(|peer| peer.name()));
+        let named = |name: &str| peers.iter().find(|peer| peer.name() == name);
+        let mut able: Vec<(bool, Arc<Peer>)> = Vec::with_capacity(peers.len());
+        for peer in order.into_iter().filter_map(named) {
+            if let Some(state) = peer.state() {
+                able.push((state.draining, Arc::clone(peer)));
+            }
+        }
+        able.sort_by_key(|(draining, _)| *draining);
+        able.into_iter().map(|(_, peer)| peer).collect()
     }
 
     /// How each that is reached said it is pressed: what a normalizer tells of its writers.

@@ -73,7 +73,10 @@ impl Drop for Underway {
 #[derive(Debug)]
 pub struct Gate {
     token: Option<String>,
+    /// Told to whoever asks: nobody new is to come.
     draining: AtomicBool,
+    /// Calls are refused.
+    closed: AtomicBool,
     calls: AtomicUsize,
 }
 
@@ -138,10 +141,10 @@ pub async fn bind(
         tracing::warn!(%address, "events and hop.token go over the network in the clear: [hop.tls] is not set");
     }
     let tls = config.tls.as_ref().map(HopTls::load).transpose()?;
-    let (draining, calls) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let (draining, closed) = (AtomicBool::new(false), AtomicBool::new(false));
     let inner = Arc::new(Inner {
         tls,
-        gate: Arc::new(Gate { token, draining, calls }),
+        gate: Arc::new(Gate { token, draining, closed, calls: AtomicUsize::new(0) }),
         service,
         closing: watch::Sender::new(false),
         connections: AtomicUsize::new(0),
@@ -151,7 +154,8 @@ pub async fn bind(
 }
 
 impl HopHandle {
-    /// Begins the end: new calls are refused as `draining`, which callers take elsewhere; then
+    /// Begins the end: callers learn that they are to go elsewhere, and are still served while they
+    /// do; then calls are refused as `draining`, which callers take elsewhere, and
     /// [`HopServer::serve`] returns once what was begun is done.
     pub fn drain(&self) {
         self.0.gate.draining.store(true, Ordering::SeqCst);
@@ -195,6 +199,7 @@ impl HopServer {
             () = accept(&listener, &inner, &closing) => {}
         }
         drop(listener);
+        inner.gate.closed.store(true, Ordering::SeqCst);
         end.send_replace(true);
         let busy = || {
             0 < inner.gate.calls.load(Ordering::SeqCst) + inner.connections.load(Ordering::SeqCst)
@@ -325,7 +330,7 @@ impl Gate {
         // Counted before it is looked at: the end waits for every call that was not refused.
         self.calls.fetch_add(1, Ordering::SeqCst);
         let underway = Underway(Arc::clone(&self));
-        if self.draining.load(Ordering::SeqCst) {
+        if self.closed.load(Ordering::SeqCst) {
             return refused(StatusCode::SERVICE_UNAVAILABLE, DRAINING);
         }
         service.call(Call { request, underway }).await

@@ -105,6 +105,8 @@ pub type OpenSink = fn(&SinkConfig, &SinkContext) -> Result<Arc<dyn Sink>, SinkC
 /// What a sink may use.
 #[derive(Clone)]
 pub struct SinkContext {
+    /// The log whose events it gets: 8 characters; empty where there is none.
+    pub log_id: String,
     /// The data folder.
     pub data_dir: PathBuf,
     /// The file system.

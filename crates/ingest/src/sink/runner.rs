@@ -107,6 +107,7 @@ pub struct Sinks {
 /// [`SinkStartError`]; no thread is left running.
 pub fn start(configs: &[SinkConfig], parts: &SinkParts) -> Result<Sinks, SinkStartError> {
     let context = SinkContext {
+        log_id: parts.logs.first().map_or_else(String::new, |log| log.log_id().to_owned()),
         data_dir: parts.data_dir.clone(),
         storage: Arc::clone(&parts.storage),
         schemas: Arc::clone(&parts.schemas),

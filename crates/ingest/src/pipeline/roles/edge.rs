@@ -50,12 +50,12 @@ impl RemoteStages {
         Self { pool, timeout }
     }
 
-    /// Every writer that a normalizer reaches which would be asked.
+    /// Every writer that a normalizer reaches.
     fn writers(&self) -> BTreeMap<String, Pressed> {
         let mut all = BTreeMap::new();
         for peer in self.pool.peers().iter() {
-            let Some(state) = peer.state().filter(|state| !state.draining) else { continue };
-            for (name, pressed) in state.writers.iter().filter(|(_, w)| !w.draining) {
+            let Some(state) = peer.state() else { continue };
+            for (name, pressed) in &state.writers {
                 all.entry(name.clone()).or_insert_with(|| pressed.clone());
             }
         }
@@ -137,8 +137,11 @@ impl Away for RemoteStages {
 impl Pressure for RemoteStages {
     fn shed(&self, tenant: &TenantId, waited: bool) -> Option<(ShedReason, Duration)> {
         let writers = self.writers();
-        let home = ranked(tenant, writers.keys().map(String::as_str)).into_iter().next()?;
-        writers.get(home)?.shed(tenant, waited)
+        // As normalizers choose: who shuts down comes last.
+        let order = ranked(tenant, writers.keys().map(String::as_str));
+        let mut known = order.iter().filter_map(|name| writers.get(*name));
+        let first = known.clone().next()?;
+        known.find(|writer| !writer.draining).unwrap_or(first).shed(tenant, waited)
     }
 
     fn ready(&self) -> bool {

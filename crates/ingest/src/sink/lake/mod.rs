@@ -106,7 +106,7 @@ impl Lake {
         let store = LakeStore::open(
             &url(config, &context.data_dir),
             &options.store,
-            Arc::clone(&context.storage),
+            (Arc::clone(&context.storage), &context.log_id),
             context.runtime.clone(),
             wrap,
         )

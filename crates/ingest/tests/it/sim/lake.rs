@@ -98,6 +98,7 @@ impl<'a> Run<'a> {
     fn start(&self, log: &Log, disk: &Process) -> Option<Sinks> {
         let storage: Arc<dyn Storage> = Arc::new(disk.clone());
         let context = SinkContext {
+            log_id: log.handle().log_id().to_owned(),
             data_dir: self.dir.to_owned(),
             storage: Arc::clone(&storage),
             schemas: Arc::new(TestSchemas),

@@ -281,6 +281,7 @@ fn open_lake(
     wrap: sink::lake::Wrap<'_>,
 ) -> Result<Arc<dyn Sink>, sink::SinkConfigError> {
     let context = SinkContext {
+        log_id: pipe.log.handle().log_id().to_owned(),
         data_dir: pipe.data(),
         storage,
         schemas: Arc::new(TestSchemas),
