@@ -11,6 +11,7 @@
 //! | `crew`, `delivery`, `held` | its threads: a window's writer; lanes that wait alone, and catch up |
 //! | `desk` | what these threads share: board, state file, how rows are written |
 //! | `pace`, `memory`, `pressure` | which lane is slow; how large a window may be; what is shed |
+//! | `upkeep` | work beside writing, behind all else |
 //! | `blackhole` | the shortest sink, meant to be copied (docs/add-a-sink.md) |
 //! | `clickhouse` | inserts into tables of ClickHouse |
 //! | `lake` | Parquet and JSONL files in a folder or an object store |
@@ -49,6 +50,7 @@ pub mod source;
 pub mod start;
 pub mod state;
 pub mod status;
+pub mod upkeep;
 mod window;
 mod worker;
 
@@ -56,7 +58,7 @@ pub use memory::{FACTOR as MEMORY_FACTOR, ROW_BYTES};
 pub use rows::{Lane, LaneRows};
 pub use runner::{SinkParts, SinkStartError, Sinks, start, start_with};
 pub use start::Start;
-pub use status::{Counts, HeldLane, LaneCounts, SinkState, SinkStatus};
+pub use status::{Counts, HeldLane, JoinStatus, LaneCounts, SinkState, SinkStatus};
 
 /// Every kind of sink. To add one, add a row.
 pub const SINKS: &[SinkKind] = &[blackhole::KIND, clickhouse::KIND, lake::KIND];
@@ -126,6 +128,11 @@ pub trait Sink: Send + Sync {
     /// How old the oldest event may grow before a window is cut, where the configuration is silent.
     fn flush_age(&self) -> Duration {
         Duration::from_secs(5)
+    }
+
+    /// What there is to do beside writing, by a thread of its own.
+    fn upkeep(&self) -> Option<&dyn upkeep::Upkeep> {
+        None
     }
 }
 

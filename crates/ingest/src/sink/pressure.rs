@@ -16,11 +16,13 @@ use std::{
 };
 
 use tidegate_event::{ReceivedAt, TenantId};
+use tokio::sync::watch;
 
 use super::{
-    Policy, SinkConfig, Sinks,
+    Policy, Sink, SinkConfig, Sinks,
     desk::Shared,
     status::{HeldLane, PartitionStatus, SinkState, SinkStatus},
+    upkeep::Upkeep,
 };
 use crate::{
     config::Size,
@@ -46,6 +48,9 @@ pub(super) struct Running {
     pub lane_bytes: u64,
     pub bound: Bound,
     pub partitions: Vec<Arc<Shared>>,
+    pub sink: Arc<dyn Sink>,
+    /// True while nothing is done beside writing.
+    pub rests: watch::Sender<bool>,
 }
 
 /// The bound of a sink's backlog.
@@ -260,6 +265,7 @@ impl Running {
             held_bytes: self.partitions.iter().map(|shared| shared.memory.held()).sum(),
             freshness_seconds: 0.0,
             held: Vec::new(),
+            joining: self.sink.upkeep().and_then(Upkeep::joining),
         };
         let mut oldest: Option<i64> = None;
         for shared in &self.partitions {
@@ -303,6 +309,9 @@ fn set_gauges(status: &SinkStatus) {
     metrics::sink_drain_bytes(name, signed(status.drain_bytes_per_second));
     metrics::sink_memory_bytes(name, signed(status.memory_bytes));
     metrics::sink_held_bytes(name, signed(status.held_bytes));
+    if let Some(joining) = &status.joining {
+        metrics::lake_small_files(name, signed(joining.waiting_files));
+    }
 }
 
 impl Sinks {

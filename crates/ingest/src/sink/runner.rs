@@ -27,6 +27,7 @@ use super::{
     start::{Before, Began},
     state::{State, StateFault},
     status::Counts,
+    upkeep,
     window::{Cut, Gatherer},
     worker::Worker,
 };
@@ -146,7 +147,14 @@ pub fn start_with(
         }
         let lane_bytes = lane_bytes(&config, parts.backlog_bytes)?;
         let bound = Bound::new(parts.backlog_bytes, parts.sink_delay);
-        sinks.push(Running { config, lane_bytes, bound, partitions });
+        sinks.push(Running {
+            config,
+            lane_bytes,
+            bound,
+            partitions,
+            sink,
+            rests: watch::Sender::new(true),
+        });
     }
     let sinks = Sinks {
         sinks,
@@ -159,21 +167,44 @@ pub fn start_with(
         let (sink, path) = (desk.shared.name.clone(), desk.path.clone());
         let name = format!("sink-{sink}-{}", desk.shared.log.partition());
         let thread = std::thread::Builder::new().name(name).spawn(move || {
-            give_way();
+            give_way(NICE);
             worker.run();
         });
         let thread = thread.map_err(|source| SinkStartError::Io { sink, path, source })?;
         sinks.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
     }
+    start_upkeep(&sinks, parts)?;
     Ok(sinks)
 }
 
+/// One thread for each sink that has something to do beside writing.
+fn start_upkeep(sinks: &Sinks, parts: &SinkParts) -> Result<(), SinkStartError> {
+    for running in sinks.sinks.iter().filter(|running| running.sink.upkeep().is_some()) {
+        let (sink, partitions) = (Arc::clone(&running.sink), running.partitions.clone());
+        let (clock, name) = (Arc::clone(&parts.clock), running.config.name.clone());
+        let rests = running.rests.clone();
+        rests.send_replace(false);
+        let thread = std::thread::Builder::new().name(format!("upkeep-{name}")).spawn(move || {
+            let _farewell = upkeep::Farewell(rests);
+            give_way(NICEST);
+            upkeep::run(&*sink, &partitions, &*clock);
+        });
+        let path = parts.data_dir.join("sinks");
+        let thread = thread.map_err(|source| SinkStartError::Io { sink: name, path, source })?;
+        sinks.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
+    }
+    Ok(())
+}
+
+/// How far the sinks' threads stand behind those that answer clients, and their other work behind all.
+const NICE: i32 = 10;
+const NICEST: i32 = 19;
+
 /// Puts this thread, and those it starts, behind the threads that answer clients: what is late in a
 /// sink lies safe in the log, what is late in an answer is sent again.
-fn give_way() {
-    const NICE: i32 = 10;
+fn give_way(nice: i32) {
     // On Linux it counts for the calling thread alone. Where it is refused all are equal, as before.
-    if let Err(error) = rustix::process::nice(NICE) {
+    if let Err(error) = rustix::process::nice(nice) {
         tracing::debug!(%error, "the sinks' threads run at the priority of all others");
     }
 }
@@ -335,6 +366,10 @@ impl Sinks {
                 // The sender lives in `shared`: the wait cannot end for want of one.
                 let mut done = shared.done.subscribe();
                 let _ended = done.wait_for(|done| *done).await;
+            }
+            for sink in &self.sinks {
+                let mut rests = sink.rests.subscribe();
+                let _ended = rests.wait_for(|rests| *rests).await;
             }
         };
         if tokio::time::timeout(deadline, all).await.is_err() {
