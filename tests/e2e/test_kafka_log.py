@@ -296,6 +296,22 @@ def test_a_server_that_was_paused_past_its_session_writes_nothing_twice(pair):
     tally("e2e kafka log: zombie", "process pause", ["P1", "P2", "P5"], 3)
 
 
+def test_a_sink_reads_events_that_were_judged_by_a_schema_its_own_process_never_had(make_server, one):
+    """Scenario: a server with a schema that another one never had takes events and ends before its sink has written them;
+    the other one, with a folder of its own and an older schema, takes over.
+    Guarantees: the rows have the columns of the schema they were judged by."""
+    newer = {"x-version": 2, "type": "object", "properties": {"duration": {"type": "number"}, "colour": {"type": "string"}}}
+    older = {"x-version": 1, "type": "object", "properties": {"duration": {"type": "number"}}}
+    first = make_server(log=on_kafka(one, "schemas"), schemas={TYPE: newer}, flush_age="1h").start()
+    key = first.add_tenant()
+    first.accept([{"event_type": TYPE, "event_id": f"n-{i}", "duration": i, "colour": "red"} for i in range(10)], key)
+    first.kill()
+    second = make_server(log=on_kafka(one, "schemas"), schemas={TYPE: older}).start()
+    settle(second)
+    rows = second.rows(TYPE)
+    assert [(row["schema_version"], row["colour"], row["custom"]) for row in rows] == [(2, "red", "{}")] * 10, rows
+
+
 def refusal(server):
     """What a server says that does not start."""
     server.spawn()

@@ -23,6 +23,7 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
+use tidegate_event::Partition;
 use tokio::runtime::Handle;
 
 use crate::{
@@ -122,6 +123,10 @@ pub trait Sink: Send + Sync {
     /// # Errors
     /// Its own words when it does not.
     fn probe(&self) -> Result<(), String>;
+
+    /// This process begins with a partition, of which another one may have written meanwhile: what is
+    /// remembered of it counts for nothing any more.
+    fn begins_with(&self, _partition: Partition) {}
 
     /// How old the oldest event may grow before a window is cut, where the configuration is silent.
     fn flush_age(&self) -> Duration {

@@ -28,6 +28,17 @@ fn the_sample_as_it_stands_loads_and_holds_together() {
 }
 
 #[test]
+fn the_example_with_kafka_loads_and_holds_together() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let text = std::fs::read_to_string(root.join("config/kafka.toml")).unwrap();
+    let config = config::parse("kafka.toml", &text, std::iter::empty()).unwrap();
+    let without = "this program was built without the feature `kafka`";
+    let mut faults = config::check(&config);
+    faults.retain(|fault| !fault.contains(without));
+    assert_eq!(faults, Vec::<String>::new());
+}
+
+#[test]
 fn the_sample_says_the_true_defaults() {
     let config = config::parse("tidegate.toml", &sample(), std::iter::empty()).unwrap();
     let default = Config::default();

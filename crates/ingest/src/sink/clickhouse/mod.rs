@@ -257,6 +257,10 @@ impl Sink for ClickHouse {
         Err(WriteError::Reject { rows: attempt.guilty })
     }
 
+    fn begins_with(&self, partition: Partition) {
+        self.settled().retain(|(of, _)| *of != partition);
+    }
+
     fn probe(&self) -> Result<(), String> {
         let id = format!("tidegate-{}", uuid::Uuid::now_v7());
         let request = Request {
