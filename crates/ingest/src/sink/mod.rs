@@ -31,7 +31,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use tidegate_event::ReceivedAt;
+use tidegate_event::{Partition, ReceivedAt};
 use tokio::runtime::Handle;
 
 use crate::{
@@ -141,6 +141,10 @@ pub trait Sink: Send + Sync {
     /// # Errors
     /// Its own words when it does not.
     fn probe(&self) -> Result<(), String>;
+
+    /// This process begins with a partition, of which another one may have written meanwhile: what is
+    /// remembered of it counts for nothing any more.
+    fn begins_with(&self, _partition: Partition) {}
 
     /// How old the oldest event may grow before a window is cut, where the configuration is silent.
     fn flush_age(&self) -> Duration {

@@ -405,6 +405,7 @@ impl Sinks {
         log: &Arc<dyn LogSource>,
         states: &dyn StateStores,
     ) -> Result<(), SinkStartError> {
+        self.sinks.iter().for_each(|running| running.sink.begins_with(log.partition()));
         let launched = self.workers(log, states).and_then(|workers| self.launch(workers));
         if launched.is_err() {
             self.disown(log.partition(), Duration::ZERO);
