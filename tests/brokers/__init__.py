@@ -4,6 +4,7 @@ import base64
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import uuid
 from pathlib import Path
@@ -143,7 +144,15 @@ class Kafka:
     def wait(self):
         """Until as many brokers as run are in the cluster."""
         running = {number for number, process in self.processes.items() if process.poll() is None}
+        # A client that comes too early waits long before it tries again.
+        self.wait_until("the brokers listen", lambda: all(self.listens(number) for number in running), timeout=120, pause=0.1)
         self.wait_until("the brokers are there", lambda: self.alive() >= running, timeout=120, pause=0.2)
+
+    def listens(self, number):
+        if self.processes[number].poll() is not None:
+            raise AssertionError(f"broker {number} ended with {self.processes[number].returncode}: {self.log(number)}")
+        with socket.socket() as one:
+            return one.connect_ex(("127.0.0.1", self.ports[number])) == 0
 
     def alive(self):
         """The numbers of the brokers that the cluster knows."""

@@ -24,6 +24,7 @@ pub mod faults;
 pub mod fuzzing;
 pub mod hop;
 pub mod json;
+pub mod kafka;
 pub mod log;
 pub mod metrics;
 pub mod normalize;

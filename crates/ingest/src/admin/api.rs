@@ -34,6 +34,13 @@ pub(super) async fn config(State(pipeline): State<Shared>) -> Result<Json<Value>
             *token = json!("[secret]");
         }
     }
+    // Kafka's too, and its password stands beside them.
+    if let Some(password) = shown.pointer_mut("/log/kafka/sasl/password") {
+        *password = json!("[secret]");
+    }
+    if let Some(Value::Object(options)) = shown.pointer_mut("/log/kafka/options") {
+        options.values_mut().for_each(|value| *value = json!("[set]"));
+    }
     // A sink's options may hold credentials; their names are enough.
     if let Some(sinks) = shown.pointer_mut("/sink").and_then(Value::as_array_mut) {
         for options in sinks.iter_mut().filter_map(|sink| sink.pointer_mut("/options")) {

@@ -113,6 +113,7 @@ pub(super) fn lines_of(piece: &Bytes, missing: &[Value]) -> Bytes {
 }
 
 #[cfg(test)]
+#[allow(clippy::indexing_slicing)]
 mod tests {
     use super::*;
 

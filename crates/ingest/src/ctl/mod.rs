@@ -15,6 +15,7 @@ pub mod dead_letters;
 pub mod drain;
 pub mod fault;
 mod fleet;
+mod follow;
 pub mod human;
 pub mod journal;
 pub mod load;
@@ -27,6 +28,7 @@ pub mod reload;
 pub mod schema;
 mod schema_test;
 pub mod send;
+pub mod sink;
 pub mod status;
 pub mod table;
 pub mod tail;
@@ -120,6 +122,8 @@ pub enum Command {
     Schema(schema::SchemaArgs),
     /// Look for damage in the log, show and acknowledge what is known
     Log(log::LogArgs),
+    /// Hold a sink's destination against the log, and write what it lost
+    Sink(sink::SinkArgs),
     /// Hold the books against the log and the lake, and a client's journal against the log
     Audit(audit::AuditArgs),
     /// Check a configuration file
@@ -207,6 +211,7 @@ async fn run(command: Command, context: &Context) -> Result<Verdict, Fault> {
         Command::Tenant(args) => tenant::run(args, context).await,
         Command::Schema(args) => schema::run(args, context).await,
         Command::Log(args) => log::run(args, context).await,
+        Command::Sink(args) => sink::run(args, context).await,
         Command::Audit(args) => audit::run(&args, context).await,
         Command::Config(args) => config::run(&args, context),
         Command::Reload(args) => reload::run(&args, context).await,

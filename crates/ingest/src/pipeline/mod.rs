@@ -5,6 +5,7 @@
 //! sinks (flush what is in the log) → books.
 
 mod division;
+mod log;
 pub mod redrive;
 mod roles;
 mod run;
@@ -35,9 +36,9 @@ use crate::{
     metrics,
     normalize::Normalizer,
     quota::Quotas,
-    sink::Sinks,
+    sink::{Sinks, source::LogSource},
     tenants::Tenants,
-    writer::Writers,
+    writer::LogWriter,
 };
 
 /// Everything that runs, for the admin side to look at and act on.
@@ -53,9 +54,11 @@ pub struct Pipeline {
     /// What was done at start to what an earlier run left behind.
     pub recovery: Vec<String>,
     /// One per partition.
-    pub logs: Vec<LogHandle>,
-    /// One per partition.
-    pub writers: Arc<Writers>,
+    pub logs: Vec<Arc<dyn LogSource>>,
+    /// The same, of an embedded log: empty where the log is another's.
+    pub embedded: Vec<LogHandle>,
+    /// The way into the log.
+    pub writers: Arc<dyn LogWriter>,
     /// The sinks.
     pub sinks: Arc<Sinks>,
     /// Who may send.

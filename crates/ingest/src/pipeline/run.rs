@@ -7,7 +7,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tidegate_event::Offset;
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -16,6 +15,7 @@ use tokio::{
 
 use super::{
     Division, Pipeline,
+    log::OpenedLog,
     roles::{self, Contact, Next, Serving},
 };
 use crate::{
@@ -26,13 +26,13 @@ use crate::{
     config::{self, Config, ConfigError, Role, Size},
     edge::{self, Behind, EdgeParts},
     json::ScanLimits,
-    log,
+    log::LogHandle,
     normalize::{Normalizer, SchemaStore},
     quota::{self, Quotas},
     sink::{self, SinkConfig, SinkParts, source::LogSource},
     storage::{Disk, Storage},
     tenants::Tenants,
-    writer::{self, WriterSettings, Writers},
+    writer::{Append, LogWriter, WriterSettings},
 };
 
 /// The fixed key of `--dev` on loopback.
@@ -73,7 +73,7 @@ pub enum StartError {
     },
 }
 
-fn part<E: std::fmt::Display>(what: &'static str) -> impl Fn(E) -> StartError {
+pub(super) fn part<E: std::fmt::Display>(what: &'static str) -> impl Fn(E) -> StartError {
     move |error| StartError::Part { what, why: error.to_string() }
 }
 
@@ -195,8 +195,9 @@ struct Built {
     admin_token: Option<String>,
     log_id: String,
     recovery: Vec<String>,
-    logs: Vec<log::LogHandle>,
-    writers: Arc<Writers>,
+    logs: Vec<Arc<dyn LogSource>>,
+    embedded: Vec<LogHandle>,
+    writers: Arc<dyn LogWriter>,
     sinks: Arc<sink::Sinks>,
     tenants: Arc<Tenants>,
     schemas: Arc<SchemaStore>,
@@ -222,8 +223,8 @@ impl Building {
         division.lowered(&config).iter().for_each(|what| tracing::warn!("{what}"));
         let admin_token = admin::token_of(&config.admin).map_err(part("configuration"))?;
 
-        let (opened, folder) = open_log(&config, &storage, &clock)?;
-        let recovery: Vec<String> = opened.recovery.iter().map(ToString::to_string).collect();
+        let (opened, folder) = open_log(&config, &storage, &clock, &runtime)?;
+        let recovery = opened.recovery.clone();
         recovery.iter().for_each(|what| tracing::info!("{what}"));
 
         let (schemas, normalizer) = load_schemas(&config, &storage)?;
@@ -231,16 +232,17 @@ impl Building {
 
         let books = Arc::new(Books::default());
         let log_id = opened.log_id.clone();
-        let logs: Vec<_> = opened.partitions.iter().map(log::Log::handle).collect();
+        let (logs, embedded) = (opened.sources.clone(), opened.handles.clone());
         // Without a log nothing tells that there was a run before.
-        let log_is_empty = logs.iter().all(|log| log.latest() == Offset(0));
+        let log_is_empty = opened.is_empty();
         let (disk, now) = (Arc::clone(&storage), clock.now());
         let unlogged = UnloggedLedger::open(disk, &dir, &log_id, log_is_empty, &books, now)
             .map_err(part("books"))?;
         let sinks = sink::start(
             &config.sink,
             &SinkParts {
-                logs: logs.iter().map(|l| Arc::new(l.clone()) as Arc<dyn LogSource>).collect(),
+                logs: logs.clone(),
+                shared_log: opened.is_shared(),
                 schemas: Arc::<SchemaStore>::clone(&schemas),
                 storage,
                 clock: Arc::clone(&clock),
@@ -254,15 +256,8 @@ impl Building {
         .map_err(part("sinks"))?;
         let budget = Budget::new(division.pool);
         let settings = writer_settings(&config, &division, &budget, &tenants);
-        let mut writers = Vec::new();
-        for mut log in opened.partitions {
-            leave_out_lost(&mut log, &sinks).map_err(part("log"))?;
-            let (books, clock, settings) =
-                (Arc::clone(&books), Arc::clone(&clock), settings.clone());
-            writers.push(writer::start(log, books, clock, settings).map_err(part("log"))?);
-        }
-        let none = (!config.role.has_log()).then(Writers::none);
-        let writers = Writers::new(writers).or(none).ok_or("no partitions").map_err(part("log"))?;
+        let sinks = Arc::new(sinks);
+        let writers = opened.begin(&sinks, &books, &clock, &settings)?;
         let (quotas, fleet) = quota::open(&config.quota_store, &log_id, Arc::clone(&clock))
             .map_err(part("configuration"))?;
         restore_quotas(&quotas, &tenants, &books, &unlogged);
@@ -273,8 +268,9 @@ impl Building {
             log_id,
             recovery,
             logs,
-            writers: Arc::new(writers),
-            sinks: Arc::new(sinks),
+            embedded,
+            writers,
+            sinks,
             tenants,
             schemas,
             folder,
@@ -295,14 +291,14 @@ fn open_log(
     config: &Config,
     storage: &Arc<dyn Storage>,
     clock: &Arc<dyn Clock>,
-) -> Result<(log::Opened, Option<roles::RoleFolder>), StartError> {
+    runtime: &tokio::runtime::Handle,
+) -> Result<(OpenedLog, Option<roles::RoleFolder>), StartError> {
     if !config.role.has_log() {
         let folder = roles::RoleFolder::open(&**storage, &config.log.dir);
         let folder = folder.map_err(part("log.dir"))?;
-        return Ok((folder.no_log(), Some(folder)));
+        return Ok((OpenedLog::none(&folder.id), Some(folder)));
     }
-    let opened = log::open(Arc::clone(storage), &config.log, Arc::clone(clock));
-    Ok((opened.map_err(part("log"))?, None))
+    Ok((OpenedLog::open(config, storage, clock, runtime)?, None))
 }
 
 /// The schemas by their hash, and today's.
@@ -363,19 +359,6 @@ fn restore_quotas(quotas: &Quotas, tenants: &Tenants, books: &Books, unlogged: &
     }
 }
 
-/// Should the log end before a sink's cursor, its disk lost what it had said was durable. Those offsets
-/// are never given again: the sink would take new events under them for ones it has written.
-fn leave_out_lost(log: &mut log::Log, sinks: &sink::Sinks) -> Result<(), log::AppendFault> {
-    let (partition, latest) = (log.handle().partition(), log.handle().latest());
-    let own = sinks.cursors().into_iter().filter(|(_, of, _)| *of == partition);
-    let Some((sink, _, cursor)) = own.max_by_key(|(_, _, cursor)| *cursor) else { return Ok(()) };
-    if latest < cursor {
-        tracing::error!(sink, %cursor, %latest, "the log ends before what a sink has written: those events are lost");
-        log.skip_to(cursor)?;
-    }
-    Ok(())
-}
-
 impl Built {
     /// What this role answers, and to whom.
     async fn serving(&self) -> Result<(Serving, Option<Next>), StartError> {
@@ -430,7 +413,7 @@ impl Built {
         let (behind, pressure): (_, Arc<dyn crate::shed::Pressure>) = match pool {
             None => {
                 let judge = Arc::<Normalizer>::clone(&self.normalizer);
-                let log = Arc::<Writers>::clone(&self.writers);
+                let log = Arc::clone(&self.writers) as Arc<dyn Append>;
                 (Behind::Here { judge, log }, Arc::<sink::Sinks>::clone(&self.sinks))
             }
             Some(pool) => {
@@ -464,6 +447,7 @@ impl Built {
             log_id: self.log_id,
             recovery: self.recovery,
             logs: self.logs,
+            embedded: self.embedded,
             writers: self.writers,
             sinks: self.sinks,
             tenants: self.tenants,
@@ -549,6 +533,8 @@ async fn stop_all(
     let closed = tokio::task::spawn_blocking(move || writers.close()).await;
     closed.map_err(part("log"))?;
     pipeline.sinks.drain(left()).await;
+    let writers = Arc::clone(&pipeline.writers);
+    tokio::task::spawn_blocking(move || writers.leave()).await.map_err(part("log"))?;
     tracing::info!("stopped: all that was answered is in the log");
     Ok(())
 }

@@ -9,7 +9,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{
-        Arc, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -18,8 +18,9 @@ use std::{
 use tidegate_event::{ReceivedAt, TenantId};
 
 use super::{
-    Policy, SinkConfig, Sinks,
+    Policy, Sink, SinkConfig, Sinks,
     desk::Shared,
+    quarantine::Quarantine,
     status::{HeldLane, PartitionStatus, SinkState, SinkStatus},
 };
 use crate::{
@@ -45,7 +46,13 @@ pub(super) struct Running {
     pub config: SinkConfig,
     pub lane_bytes: u64,
     pub bound: Bound,
-    pub partitions: Vec<Arc<Shared>>,
+    /// What is opened of it.
+    pub sink: Arc<dyn Sink>,
+    pub quarantine: Arc<Quarantine>,
+    /// Of the log's partitions those whose sinks run here.
+    pub partitions: Mutex<Vec<Arc<Shared>>>,
+    /// One at a time.
+    pub reconciling: Mutex<()>,
 }
 
 /// The bound of a sink's backlog.
@@ -136,9 +143,14 @@ struct TenantLanes {
 }
 
 impl Running {
+    /// The partitions whose sinks run here, in order.
+    pub fn partitions(&self) -> Vec<Arc<Shared>> {
+        self.partitions.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     fn behind(&self) -> Behind {
         let mut behind = Behind::default();
-        for shared in &self.partitions {
+        for shared in &self.partitions() {
             let (cursor, lowest, pending) = {
                 let state = &shared.board().state;
                 let pending: u64 = state.held.iter().map(|held| held.pending_bytes).sum();
@@ -153,13 +165,12 @@ impl Running {
 
     /// Bytes of log a second while it writes; 0: not measured yet.
     fn drain(&self) -> u64 {
-        let rates = self.partitions.iter().map(|shared| shared.board().drain.rate());
+        let partitions = self.partitions();
+        let rates = partitions.iter().map(|shared| shared.board().drain.rate());
         let known: Vec<u64> = rates.filter(|rate| 0 < *rate).collect();
         let sum: u64 = known.iter().sum();
         // A partition that never was behind is as fast as the others, as far as anybody knows.
-        sum.saturating_mul(self.partitions.len() as u64)
-            .checked_div(known.len() as u64)
-            .unwrap_or(0)
+        sum.saturating_mul(partitions.len() as u64).checked_div(known.len() as u64).unwrap_or(0)
     }
 
     fn bound_bytes(&self, drain: u64) -> u64 {
@@ -208,7 +219,7 @@ impl Running {
             SinkState::Stopped { .. } => Some(RETRY_MOST),
             SinkState::Running | SinkState::Drained => None,
         };
-        let longest = self.partitions.iter().filter_map(retry).max()?;
+        let longest = self.partitions().iter().filter_map(retry).max()?;
         Some(longest.clamp(RETRY_OUTAGE, RETRY_MOST))
     }
 
@@ -222,7 +233,7 @@ impl Running {
             into.add(full);
         }
         let mut tenants = BTreeMap::<TenantId, TenantLanes>::new();
-        for shared in &self.partitions {
+        for shared in &self.partitions() {
             let board = shared.board();
             for held in &board.state.held {
                 let lanes = tenants.entry(held.lane.tenant.clone()).or_default();
@@ -242,7 +253,7 @@ impl Running {
     }
 
     fn status(&self, now: ReceivedAt) -> SinkStatus {
-        let (behind, drain) = (self.behind(), self.drain());
+        let (behind, drain, partitions) = (self.behind(), self.drain(), self.partitions());
         let mut status = SinkStatus {
             name: self.config.name.clone(),
             kind: self.config.kind.clone(),
@@ -256,13 +267,14 @@ impl Running {
             pinned_bytes: behind.pinned,
             drain_bytes_per_second: drain,
             delay_seconds: (0 < drain).then(|| behind.backlog as f64 / drain as f64),
-            memory_bytes: self.partitions.iter().map(|shared| shared.memory.share()).sum(),
-            held_bytes: self.partitions.iter().map(|shared| shared.memory.held()).sum(),
+            memory_bytes: partitions.iter().map(|shared| shared.memory.share()).sum(),
+            held_bytes: partitions.iter().map(|shared| shared.memory.held()).sum(),
             freshness_seconds: 0.0,
+            paused: partitions.iter().find_map(|shared| shared.board().paused.clone()),
             held: Vec::new(),
         };
         let mut oldest: Option<i64> = None;
-        for shared in &self.partitions {
+        for shared in &partitions {
             let board = shared.board();
             let (state, latest) = (&board.state, shared.log.latest());
             let pending: u64 = state.held.iter().map(|held| held.pending_rows).sum();

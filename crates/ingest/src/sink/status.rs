@@ -162,6 +162,9 @@ pub struct SinkStatus {
     pub held_bytes: u64,
     /// Age in seconds of the oldest accepted event not visible yet; 0 when there is none.
     pub freshness_seconds: f64,
+    /// Why windows that are old enough wait, where they do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub paused: Option<String>,
     /// The lanes that wait alone.
     pub held: Vec<HeldLane>,
 }

@@ -143,6 +143,31 @@ pub trait Append: Send + Sync {
     }
 }
 
+/// The way into the log, whichever that is, as the rest of the program sees it.
+pub trait LogWriter: Append {
+    /// Why it would not take a batch now, one sentence each.
+    fn not_ready(&self) -> Vec<String>;
+    /// True where it takes nothing until the process is started anew.
+    fn is_failed(&self) -> bool {
+        false
+    }
+    /// How full it is.
+    fn stats(&self) -> WriterStats;
+    /// What the log was given, of each partition whose books are kept here. Blocks.
+    ///
+    /// # Errors
+    /// What cannot be read, for people: try again.
+    fn ledgers(&self) -> Result<Vec<LedgerCopy>, String>;
+    /// What each partition remembers of clients' ids.
+    fn dedup(&self) -> Vec<DedupStatus>;
+    /// Which log it is and how it does, for `status`.
+    fn about(&self) -> serde_json::Value;
+    /// Takes nothing more, and ends what is under way. Blocks.
+    fn close(&self);
+    /// The sinks have ended: what they had of the log is given back. Blocks.
+    fn leave(&self) {}
+}
+
 /// How a writer works.
 #[derive(Clone)]
 pub struct WriterSettings {
@@ -494,22 +519,22 @@ impl Writers {
     pub fn all(&self) -> &[WriterHandle] {
         &self.0
     }
+}
 
-    /// Each partition's ledger.
-    #[must_use]
-    pub fn ledgers(&self) -> Vec<LedgerCopy> {
-        self.0.iter().map(WriterHandle::ledger).collect()
+impl LogWriter for Writers {
+    fn ledgers(&self) -> Result<Vec<LedgerCopy>, String> {
+        Ok(self.0.iter().map(WriterHandle::ledger).collect())
     }
 
-    /// What each partition remembers of clients' ids.
-    #[must_use]
-    pub fn dedup(&self) -> Vec<DedupStatus> {
+    fn dedup(&self) -> Vec<DedupStatus> {
         self.0.iter().map(WriterHandle::dedup).collect()
     }
 
-    /// Why they would not take a batch now, one sentence each.
-    #[must_use]
-    pub fn not_ready(&self) -> Vec<String> {
+    fn about(&self) -> serde_json::Value {
+        serde_json::json!({ "kind": "embedded" })
+    }
+
+    fn not_ready(&self) -> Vec<String> {
         let mut reasons = Vec::new();
         for writer in self.0.iter() {
             let (partition, stats) = (writer.log().partition(), writer.stats());
@@ -522,9 +547,11 @@ impl Writers {
         reasons
     }
 
-    /// All of them taken together.
-    #[must_use]
-    pub fn stats(&self) -> WriterStats {
+    fn is_failed(&self) -> bool {
+        self.0.iter().any(WriterHandle::is_failed)
+    }
+
+    fn stats(&self) -> WriterStats {
         self.0.iter().map(WriterHandle::stats).fold(WriterStats::default(), |sum, one| {
             WriterStats {
                 bound_bytes: sum.bound_bytes + one.bound_bytes,
@@ -536,8 +563,8 @@ impl Writers {
         })
     }
 
-    /// Closes each, see [`WriterHandle::close`]. Blocks.
-    pub fn close(&self) {
+    /// Closes each, see [`WriterHandle::close`].
+    fn close(&self) {
         self.0.iter().for_each(|writer| writer.0.queue.close());
         self.0.iter().for_each(WriterHandle::close);
     }

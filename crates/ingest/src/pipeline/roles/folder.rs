@@ -5,10 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{
-    log,
-    storage::{self, LockGuard, Storage},
-};
+use crate::storage::{self, LockGuard, Storage};
 
 /// The file that names the instance.
 const FILE: &str = "instance";
@@ -41,12 +38,6 @@ pub struct RoleFolder {
 }
 
 impl RoleFolder {
-    /// The log of a process that has none.
-    pub fn no_log(&self) -> log::Opened {
-        let (partitions, recovery) = (Vec::new(), Vec::new());
-        log::Opened { log_id: self.id.clone(), partitions, recovery }
-    }
-
     /// Makes the folder if it is not there, locks it, and reads or makes its name.
     pub fn open(storage: &dyn Storage, dir: &Path) -> Result<Self, FolderError> {
         let at = |path: &Path| {

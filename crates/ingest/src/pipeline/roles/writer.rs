@@ -21,7 +21,7 @@ use crate::{
     normalize::SchemaStore,
     shed::Pressure,
     tenants::Tenants,
-    writer::{Append, AppendError, BoxFuture, Writers},
+    writer::{AppendError, BoxFuture, LogWriter},
 };
 
 /// A schema larger than this is none.
@@ -34,7 +34,7 @@ const STORAGE_FOR: Duration = Duration::from_secs(5);
 /// What the writer's side is made of.
 pub struct WriterParts {
     /// The log.
-    pub writers: Arc<Writers>,
+    pub writers: Arc<dyn LogWriter>,
     /// What the sinks read schemas from.
     pub schemas: Arc<SchemaStore>,
     /// Counts what is in the log.
@@ -67,7 +67,7 @@ impl Service for WriterService {
 
     fn state(&self) -> State {
         let writers = &self.0.writers;
-        let failed = writers.all().iter().any(crate::writer::WriterHandle::is_failed);
+        let failed = writers.is_failed();
         let failed = failed.then_some((crate::shed::ShedReason::Storage, STORAGE_FOR));
         let log = failed.or_else(|| {
             let stats = writers.stats();

@@ -113,6 +113,7 @@ impl<'a> Run<'a> {
         let lake: Arc<dyn Sink> = Arc::new(Lake::open(&self.sink, &context, &wrap).ok()?);
         let parts = SinkParts {
             logs: vec![Arc::new(log.handle())],
+            shared_log: false,
             schemas: Arc::new(TestSchemas),
             storage,
             clock: Arc::<ManualClock>::clone(&self.clock),

@@ -113,6 +113,7 @@ impl Pipe {
     fn parts(&self, storage: Arc<dyn Storage>) -> SinkParts {
         SinkParts {
             logs: vec![Arc::new(self.log.handle())],
+            shared_log: false,
             schemas: Arc::new(TestSchemas),
             storage,
             clock: Arc::<ManualClock>::clone(&self.clock),
