@@ -1,6 +1,7 @@
 """What must hold of a fleet, whatever was done to it; and the figures of a run."""
 
 import dataclasses
+import json
 
 from harness import wait_until
 
@@ -53,11 +54,28 @@ def figures(fleet, crowd):
     assert accepted == rows, f"the writers' books have {accepted} accepted, the lake {rows}"
     for role in ("edge", "normalizer"):
         assert total(audits, role, "accepted") == 0, f"what is in a log is in its writer's books alone: {role}"
+    together(fleet, crowd, rows)
     again = sum(n - 1 for n in ids.values())
     received = sum(total(audits, role, "received") for role in ("edge", "normalizer", "writer"))
     return Figures(
         dict(codes), dict(refusals), refused, unanswered, slowest, len(acknowledged), len(missing), rows, rows - places, again, received
     )
+
+
+def together(fleet, crowd, rows):
+    """`ingestctl audit --also …` says the same of all of them, and finds what clients noted in one log or the other."""
+    journal = fleet.folder / "journal.ndjson"
+    lines = ({"tenant": one.tenant, "event_type": one.event_type, "event_id": i} for one in crowd.senders for i in one.acknowledged)
+    journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    first, *others = fleet.all()
+    also = [argument for one in others for argument in ("--also", one.admin)]
+    audit = first.ctl("audit", *also, "--journal", journal)
+    assert audit["balanced"] and audit["journal"]["missing_count"] == 0, audit
+    assert sum(row["accepted"] for row in audit["tenants"]) == rows and len(audit["processes"]) == len(fleet.all()), audit
+    with open(journal, "a") as file:
+        file.write(json.dumps({"event_id": "never-sent"}) + "\n")
+    audit = first.ctl("audit", *also, "--journal", journal, status=1)
+    assert audit["journal"]["missing"] == ["never-sent"], audit["journal"]
 
 
 def settled(fleet):

@@ -13,9 +13,9 @@ REASONS = {"draining", "unreachable", "outcome_unknown", "edge_full", "log_full"
 class Sender(threading.Thread):
     """Sends batches of events with ids of its own, each until it is acknowledged."""
 
-    def __init__(self, name, addresses, key, *, batch=20, pause=0.01, event_type="page_view"):
+    def __init__(self, name, addresses, tenant, key, *, batch=20, pause=0.01, event_type="page_view"):
         super().__init__(daemon=True)
-        self.client, self.addresses, self.key = name, list(addresses), key
+        self.client, self.addresses, self.tenant, self.key = name, list(addresses), tenant, key
         self.batch, self.pause, self.event_type = batch, pause, event_type
         self.over = threading.Event()
         self.dice = random.Random(name)
@@ -91,9 +91,9 @@ class Crowd:
 
     def __init__(self, fleet, *, tenants=4, each=2, **settings):
         addresses = [one.address for one in fleet.replicas["edge"]]
-        keys = [fleet.add_tenant(f"tenant{n}") for n in range(tenants)]
+        keys = [(f"tenant{n}", fleet.add_tenant(f"tenant{n}")) for n in range(tenants)]
         self.senders = [
-            Sender(f"c{number}-{n}", addresses, key, **settings) for number, key in enumerate(keys) for n in range(each)
+            Sender(f"c{number}-{n}", addresses, *key, **settings) for number, key in enumerate(keys) for n in range(each)
         ]
 
     def __enter__(self):

@@ -14,6 +14,7 @@ pub mod config;
 pub mod dead_letters;
 pub mod drain;
 pub mod fault;
+mod fleet;
 mod follow;
 pub mod human;
 pub mod journal;
@@ -159,6 +160,15 @@ impl Context {
     /// As [`Target::new`].
     pub fn admin(&self) -> Result<Admin, Fault> {
         let target = Target::new(&self.common.admin, self.common.cacert.as_deref(), false)?;
+        Ok(Admin::new(target, self.common.token.clone()))
+    }
+
+    /// Another server's admin address, with the same token.
+    ///
+    /// # Errors
+    /// As [`Target::new`].
+    pub fn admin_at(&self, url: &str) -> Result<Admin, Fault> {
+        let target = Target::new(url, self.common.cacert.as_deref(), false)?;
         Ok(Admin::new(target, self.common.token.clone()))
     }
 
