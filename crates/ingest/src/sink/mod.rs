@@ -11,6 +11,7 @@
 //! | `crew`, `delivery`, `held` | its threads: a window's writer; lanes that wait alone, and catch up |
 //! | `desk` | what these threads share: board, state file, how rows are written |
 //! | `pace`, `memory`, `pressure` | which lane is slow; how large a window may be; what is shed |
+//! | `freshness` | how old events are when they become visible, and what was promised |
 //! | `upkeep` | work beside writing, behind all else |
 //! | `blackhole` | the shortest sink, meant to be copied (docs/add-a-sink.md) |
 //! | `clickhouse` | inserts into tables of ClickHouse |
@@ -37,6 +38,7 @@ mod crew;
 mod delivery;
 mod desk;
 mod expire;
+pub mod freshness;
 mod held;
 pub mod lake;
 mod memory;
@@ -54,6 +56,7 @@ pub mod upkeep;
 mod window;
 mod worker;
 
+pub use freshness::Objective;
 pub use memory::{FACTOR as MEMORY_FACTOR, ROW_BYTES};
 pub use rows::{Lane, LaneRows};
 pub use runner::{SinkParts, SinkStartError, Sinks, start, start_with};
@@ -130,6 +133,19 @@ pub trait Sink: Send + Sync {
         Duration::from_secs(5)
     }
 
+    /// True where what is written is visible only once [`Sink::are_visible`] says so.
+    fn asks(&self) -> bool {
+        false
+    }
+
+    /// Which of these rows, all of which were written, can be read at the destination.
+    ///
+    /// # Errors
+    /// Its own words when it cannot be asked.
+    fn are_visible(&self, marks: &[freshness::Mark]) -> Result<Vec<bool>, String> {
+        Ok(vec![true; marks.len()])
+    }
+
     /// What there is to do beside writing, by a thread of its own.
     fn upkeep(&self) -> Option<&dyn upkeep::Upkeep> {
         None
@@ -179,6 +195,9 @@ pub struct SinkConfig {
     /// When a window is cut.
     #[serde(default)]
     pub flush: Flush,
+    /// How fresh what it makes visible is to be, such as `"p95 < 3s"`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub objective: Option<Objective>,
     /// What happens when its backlog reaches `log.backlog_bytes`.
     #[serde(default)]
     pub policy: Policy,
@@ -205,6 +224,7 @@ impl SinkConfig {
             start: Start::First,
             filter: Filter::default(),
             flush: Flush::default(),
+            objective: None,
             policy: Policy::default(),
             options: toml::Table::new(),
         }

@@ -15,12 +15,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use prometheus::proto::MetricFamily;
 use tidegate_event::{ReceivedAt, TenantId};
 use tokio::sync::watch;
 
 use super::{
     Policy, Sink, SinkConfig, Sinks,
     desk::Shared,
+    freshness::{Families, Freshness, Met, Waiting},
     status::{HeldLane, PartitionStatus, SinkState, SinkStatus},
     upkeep::Upkeep,
 };
@@ -49,6 +51,7 @@ pub(super) struct Running {
     pub bound: Bound,
     pub partitions: Vec<Arc<Shared>>,
     pub sink: Arc<dyn Sink>,
+    pub freshness: Arc<Freshness>,
     /// True while nothing is done beside writing.
     pub rests: watch::Sender<bool>,
 }
@@ -246,6 +249,24 @@ impl Running {
         }
     }
 
+    /// What it has yet to write, as old as it is known to be.
+    fn waiting(&self) -> Vec<Waiting> {
+        let mut waiting = Vec::new();
+        for shared in &self.partitions {
+            let board = shared.board();
+            let held = board.state.held.iter().filter(|held| 0 < held.pending_rows);
+            waiting.extend(held.map(|held| Waiting {
+                lane: Some(held.lane.clone()),
+                events: held.pending_rows,
+                oldest: held.oldest,
+            }));
+            let events = shared.log.latest().since(board.state.cursor);
+            let main = board.oldest.filter(|_| 0 < events);
+            waiting.extend(main.map(|at| Waiting { lane: None, events, oldest: at.0 }));
+        }
+        waiting
+    }
+
     fn status(&self, now: ReceivedAt) -> SinkStatus {
         let (behind, drain) = (self.behind(), self.drain());
         let mut status = SinkStatus {
@@ -264,6 +285,7 @@ impl Running {
             memory_bytes: self.partitions.iter().map(|shared| shared.memory.share()).sum(),
             held_bytes: self.partitions.iter().map(|shared| shared.memory.held()).sum(),
             freshness_seconds: 0.0,
+            freshness: self.freshness.status(now, &self.waiting()),
             held: Vec::new(),
             joining: self.sink.upkeep().and_then(Upkeep::joining),
         };
@@ -309,6 +331,15 @@ fn set_gauges(status: &SinkStatus) {
     metrics::sink_drain_bytes(name, signed(status.drain_bytes_per_second));
     metrics::sink_memory_bytes(name, signed(status.memory_bytes));
     metrics::sink_held_bytes(name, signed(status.held_bytes));
+    let freshness = &status.freshness;
+    let micros = |seconds: f64| Duration::from_secs_f64(seconds.max(0.0)).as_micros();
+    let millis = |seconds: f64| i64::try_from(micros(seconds) / 1_000).unwrap_or(i64::MAX);
+    metrics::sink_oldest_waiting_milliseconds(name, millis(status.freshness_seconds));
+    if let (Some(state), Some(within)) = (freshness.state, freshness.within_seconds) {
+        metrics::sink_objective_met(name, i64::from(state != Met::Missed));
+        metrics::sink_objective_milliseconds(name, millis(within));
+        metrics::sink_objective_measured(name, millis(freshness.measured_seconds.unwrap_or(0.0)));
+    }
     if let Some(joining) = &status.joining {
         metrics::lake_small_files(name, signed(joining.waiting_files));
     }
@@ -325,6 +356,15 @@ impl Sinks {
     /// Sets every sink's gauges.
     pub fn publish(&self) {
         self.status().iter().for_each(set_gauges);
+    }
+
+    /// How old events were when they became visible, as metrics; `is_known`: tenants that may be named.
+    pub fn families(&self, is_known: &dyn Fn(&TenantId) -> bool) -> Vec<MetricFamily> {
+        let mut families = Families::default();
+        for sink in &self.sinks {
+            sink.freshness.export(&sink.config.name, is_known, &mut families);
+        }
+        families.finish()
     }
 
     /// Why events are refused for their sake, one sentence each.

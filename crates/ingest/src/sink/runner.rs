@@ -18,6 +18,7 @@ use super::{
     Sink, SinkConfig, SinkContext, SinkKind, clickhouse,
     crew::Crew,
     desk::{Board, Desk, Shared},
+    freshness::Freshness,
     lake::{self, Schemas},
     memory::Memory,
     pressure::{Bound, PressureCache, Running},
@@ -139,9 +140,10 @@ pub fn start_with(
         made.and_then(|()| parts.storage.sync_dir(&dir)).map_err(io)?;
         let path = dir.join(format!("{}-quarantine.jsonl", config.name));
         let quarantine = Arc::new(Quarantine::new(Arc::clone(&parts.storage), path));
+        let freshness = Arc::new(Freshness::new(config.objective, sink.asks()));
         let mut partitions = Vec::new();
         for log in &parts.logs {
-            let worker = worker(&config, &sink, log, parts, (&quarantine, share))?;
+            let worker = worker(&config, &sink, log, parts, (&quarantine, &freshness, share))?;
             partitions.push(Arc::clone(&worker.desk.shared));
             workers.push(worker);
         }
@@ -153,6 +155,7 @@ pub fn start_with(
             bound,
             partitions,
             sink,
+            freshness,
             rests: watch::Sender::new(true),
         });
     }
@@ -179,7 +182,7 @@ pub fn start_with(
 
 /// One thread for each sink that has something to do beside writing.
 fn start_upkeep(sinks: &Sinks, parts: &SinkParts) -> Result<(), SinkStartError> {
-    for running in sinks.sinks.iter().filter(|running| running.sink.upkeep().is_some()) {
+    for running in sinks.sinks.iter().filter(|running| upkeep::is_needed(&*running.sink)) {
         let (sink, partitions) = (Arc::clone(&running.sink), running.partitions.clone());
         let (clock, name) = (Arc::clone(&parts.clock), running.config.name.clone());
         let rests = running.rests.clone();
@@ -261,7 +264,7 @@ fn worker(
     sink: &Arc<dyn Sink>,
     log: &Arc<dyn LogSource>,
     parts: &SinkParts,
-    (quarantine, share): (&Arc<Quarantine>, u64),
+    (quarantine, freshness, share): (&Arc<Quarantine>, &Arc<Freshness>, u64),
 ) -> Result<Worker, SinkStartError> {
     // Held before the state is read, so that retention cannot pass in between.
     let mut hold = log.hold(&format!("sink {}", config.name));
@@ -284,6 +287,7 @@ fn worker(
         name: config.name.clone(),
         policy: config.policy,
         filter: config.filter.clone(),
+        freshness: Arc::clone(freshness),
         log: Arc::clone(log),
         // Each partition has its share of the bound.
         bound_bytes: parts.backlog_bytes / (parts.logs.len().max(1) as u64),

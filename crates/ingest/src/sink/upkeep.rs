@@ -21,6 +21,9 @@ const BUSY_BYTES: u64 = 64 << 20;
 /// The part of a partition's memory that this work may take.
 const MEMORY_PART: u64 = 4;
 
+/// How often a destination is asked what is visible, and about how many lanes at once.
+const ASK_EVERY: Duration = Duration::from_secs(1);
+const ASK_MOST: usize = 100;
 /// The least time between two turns.
 const TURN_LEAST: Duration = Duration::from_millis(20);
 
@@ -49,6 +52,22 @@ pub struct Room {
 }
 
 impl Turn<'_> {
+    /// Asks the destination what of the last writes can be read: one question.
+    fn ask(&self, sink: &dyn Sink) {
+        let Some(shared) = self.partitions.first() else { return };
+        let marks = shared.freshness.marks(ASK_MOST);
+        if marks.is_empty() {
+            return;
+        }
+        match sink.are_visible(&marks) {
+            Ok(visible) => shared.freshness.answered(&marks, &visible, self.now()),
+            Err(error) => {
+                tracing::debug!(sink = shared.name, error, "what is visible could not be asked");
+                shared.freshness.not_answered(error);
+            }
+        }
+    }
+
     /// The time.
     pub fn now(&self) -> ReceivedAt {
         self.clock.now()
@@ -109,12 +128,23 @@ impl Drop for Farewell {
 /// Gives the sink its turns until it ends.
 pub(super) fn run(sink: &dyn Sink, partitions: &[Arc<Shared>], clock: &dyn Clock) {
     let turn = Turn { partitions, clock };
-    let mut due = Instant::now();
+    let (mut due, mut ask) = (Instant::now(), Instant::now());
     while !turn.stop() {
-        let Some(upkeep) = sink.upkeep() else { return };
         if due <= Instant::now() {
-            due = Instant::now() + upkeep.turn(&turn).max(TURN_LEAST);
+            // What begins to need turns later gets them then.
+            let wait = sink.upkeep().map_or(ASK_EVERY, |upkeep| upkeep.turn(&turn));
+            due = Instant::now() + wait.max(TURN_LEAST);
         }
-        std::thread::sleep(due.saturating_duration_since(Instant::now()).min(TICK));
+        if sink.asks() && ask <= Instant::now() {
+            turn.ask(sink);
+            ask = Instant::now() + ASK_EVERY;
+        }
+        let next = if sink.asks() { due.min(ask) } else { due };
+        std::thread::sleep(next.saturating_duration_since(Instant::now()).min(TICK));
     }
+}
+
+/// True where a sink has work beside writing.
+pub(super) fn is_needed(sink: &dyn Sink) -> bool {
+    sink.asks() || sink.upkeep().is_some()
 }

@@ -9,6 +9,7 @@
 //! | `block` | which rows are one insert; its token; the question whether they are there |
 //! | `native` | a block as bytes |
 //! | `verdict` | which exceptions blame rows |
+//! | `visible` | which rows can be read |
 //!
 //! Exactly once, in short: an insert is one block in one partition, so it is there whole or not at all.
 //! Its token follows from its rows, so the server takes it once, while it remembers the token. Before an
@@ -23,6 +24,7 @@ mod ddl;
 mod native;
 mod tables;
 mod verdict;
+mod visible;
 
 use std::{
     collections::HashSet,
@@ -35,6 +37,7 @@ use tidegate_event::Partition;
 
 use super::{
     Lane, LaneRows, Sink, SinkConfig, SinkConfigError, SinkContext, SinkKind, WriteError,
+    freshness::Mark,
     lake::{self, Schemas, columns::Table, table},
 };
 use block::{Block, Presence, There};
@@ -275,5 +278,25 @@ impl Sink for ClickHouse {
 
     fn flush_age(&self) -> Duration {
         Duration::from_secs(2)
+    }
+
+    fn asks(&self) -> bool {
+        true
+    }
+
+    fn are_visible(&self, marks: &[Mark]) -> Result<Vec<bool>, String> {
+        let id = format!("tidegate-{}", uuid::Uuid::now_v7());
+        let statement = visible::question(&self.settings.database, marks);
+        // As whoever queries asks: any replica, whatever it has.
+        let request = Request {
+            id: &id,
+            statement: &statement,
+            settings: &[],
+            body: None,
+            answer_bytes_max: ANSWER_BYTES_MAX,
+        };
+        let answer = self.client.ask(request).map_err(|fault| fault.to_string())?;
+        let none = || format!("{} gave no answer to what is visible", self.settings.url);
+        visible::answer(&answer, marks.len()).ok_or_else(none)
     }
 }
