@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::{Json, extract::State};
 use http::{StatusCode, header};
 use serde_json::{Value, json};
+use tidegate_event::TenantId;
 
 use super::{Shared, log};
 use crate::{books::Tally, log::LogHandle, metrics, pipeline::Pipeline, sink::source::LogSource};
@@ -23,7 +24,9 @@ pub(super) async fn metrics(
     State(pipeline): State<Shared>,
 ) -> ([(header::HeaderName, &'static str); 1], Vec<u8>) {
     publish(&pipeline);
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics::render())
+    let known = |tenant: &TenantId| pipeline.tenants.get(tenant).is_some();
+    let text = metrics::render(pipeline.sinks.families(&known));
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
 }
 
 /// Gauges are set when somebody asks.
