@@ -152,7 +152,7 @@ impl SchemaStore {
         let path = self.path(hash);
         let text = match self.storage.read(&path) {
             Ok(text) => text,
-            Err(source) => match self.from_others(hash, &path, source) {
+            Err(source) => match self.fetch_from_others(hash, &path, source) {
                 Ok(text) => text,
                 Err(source) => return Err(StoreError::Io { path, source }),
             },
@@ -169,7 +169,12 @@ impl SchemaStore {
     }
 
     /// A content that is not here, and that another process judged by; kept from now on.
-    fn from_others(&self, hash: [u8; 16], path: &Path, missing: io::Error) -> io::Result<Vec<u8>> {
+    fn fetch_from_others(
+        &self,
+        hash: [u8; 16],
+        path: &Path,
+        missing: io::Error,
+    ) -> io::Result<Vec<u8>> {
         let Some(shared) = &self.shared else { return Err(missing) };
         if missing.kind() != io::ErrorKind::NotFound {
             return Err(missing);
