@@ -9,7 +9,10 @@ use std::{
     sync::Arc,
 };
 
-use axum::{Json, extract::State};
+use axum::{
+    Json,
+    extract::{Query, State},
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tidegate_event::{EventType, Offset, OffsetRange, Partition, TenantId};
@@ -378,12 +381,9 @@ fn files(
         let passed = |file: &FileFacts| {
             let held = counts.held.get(&(file.partition, file.lane.clone()));
             let cursor = held.or_else(|| counts.cursors.get(&file.partition));
-            file.log_id == pipeline.log_id && cursor.is_some_and(|cursor| file.first < *cursor)
+            cursor.copied().filter(|_| file.log_id == pipeline.log_id)
         };
-        let mut rows = BTreeMap::<Lane, u64>::new();
-        for file in lake.inventory().map_err(|e| of_lake(&name, &e))?.iter().filter(|f| passed(f)) {
-            *rows.entry(file.lane.clone()).or_default() += file.rows;
-        }
+        let rows = lake.rows_below(passed).map_err(|e| of_lake(&name, &e))?;
         rows_of.insert(name, rows);
     }
     Ok(rows_of)
@@ -397,9 +397,18 @@ struct Acknowledged {
     event_id: String,
 }
 
+/// How many of the missing ids are told.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Shown {
+    /// All of them: who asks several servers needs to know.
+    all: bool,
+}
+
 /// Which ids of a client's journal are in the log: NDJSON in, the missing ones out.
 pub(super) async fn ids(
     State(pipeline): State<Shared>,
+    Query(Shown { all }): Query<Shown>,
     body: String,
 ) -> Result<Json<Value>, Problem> {
     let work = move || {
@@ -420,7 +429,8 @@ pub(super) async fn ids(
         if trimmed && !wanted.is_empty() {
             find_in_lakes(&pipeline, &mut wanted)?;
         }
-        let missing: Vec<&String> = wanted.keys().take(MISSING_SHOWN).collect();
+        let shown = if all { usize::MAX } else { MISSING_SHOWN };
+        let missing: Vec<&String> = wanted.keys().take(shown).collect();
         let missing_count = count(&wanted);
         Ok(json!({ "checked": checked, "missing": missing, "missing_count": missing_count }))
     };

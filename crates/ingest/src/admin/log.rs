@@ -1,9 +1,7 @@
 //! Damage of the log: what is known, its bytes, who acknowledged it; and looking for more.
 
 use std::{
-    convert::Infallible,
     io,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -21,7 +19,11 @@ use serde_json::{Value, json};
 use tidegate_event::{Offset, Partition};
 use tokio::sync::mpsc;
 
-use super::{Problem, Shared, records::time_text};
+use super::{
+    Problem, Shared,
+    lines::{Lines, follow},
+    records::time_text,
+};
 use crate::log::{
     AcknowledgeError, LogHandle, QuarantineTotals, ReadError, Stretch, Verified, Verifier,
     read_some,
@@ -37,7 +39,7 @@ const TURN_BYTES: u64 = 4 << 20;
 const PAUSE_MAX: Duration = Duration::from_millis(100);
 /// Bytes of damage sent at once.
 const PIECE_BYTES: usize = 1 << 20;
-/// Pieces and lines that may wait for a slow reader; then the work waits.
+/// Pieces that may wait for a slow reader; then the work waits.
 const WAITING: usize = 4;
 
 /// A stretch for people and programs.
@@ -298,29 +300,7 @@ pub(super) async fn verify(
     if wanted.bytes_per_second == Some(0) {
         return Err(Problem::bad_request("bytes_per_second must be more than 0"));
     }
-    let (lines, received) = mpsc::channel::<Bytes>(WAITING);
-    let wanted = Arc::new(wanted);
-    std::thread::Builder::new()
-        .name("verify".to_owned())
-        .spawn(move || verify_all(&logs, &wanted, &Lines(lines)))
-        .map_err(|e| Problem::internal(format!("no thread to verify the log: {e}")))?;
-    let lines = stream::unfold(received, async |mut received| {
-        let line = received.recv().await?;
-        Some((Ok::<_, Infallible>(line), received))
-    });
-    Response::builder()
-        .header(header::CONTENT_TYPE, "application/x-ndjson")
-        .body(Body::from_stream(lines))
-        .map_err(|e| Problem::internal(e.to_string()))
-}
-
-struct Lines(mpsc::Sender<Bytes>);
-
-impl Lines {
-    /// False where nobody listens any more.
-    fn tell(&self, line: &Value) -> bool {
-        self.0.blocking_send(format!("{line}\n").into()).is_ok()
-    }
+    follow("verify", move |lines| verify_all(&logs, &wanted, lines))
 }
 
 fn verify_all(logs: &[LogHandle], wanted: &Wanted, lines: &Lines) {

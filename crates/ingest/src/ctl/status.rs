@@ -136,6 +136,7 @@ struct Sink {
     delay_seconds: Option<f64>,
     held_bytes: Option<u64>,
     memory_bytes: Option<u64>,
+    paused: Option<String>,
     partitions: Vec<Progress>,
     held: Vec<Lane>,
 }
@@ -413,6 +414,9 @@ fn troubles(context: &Context, status: &Status) -> Vec<String> {
                 let error = human::safe(error);
                 say(Tone::Bad, format!("{name}: {state} at partition {at}: {error}"));
             }
+        }
+        if let Some(why) = &sink.paused {
+            say(Tone::Strong, format!("{name}: its windows wait: {}", human::safe(why)));
         }
         if sink.policy == "block" && 0 < sink.pinned_bytes {
             let pinned = human::bytes(sink.pinned_bytes);

@@ -33,6 +33,7 @@ pub(super) struct OpenedLog {
 }
 
 enum Kind {
+    None,
     Embedded(Vec<log::Log>),
     #[cfg(feature = "kafka")]
     Kafka(Arc<KafkaLog>),
@@ -48,6 +49,17 @@ impl OpenedLog {
         match config.log.kind {
             LogKind::Embedded => Self::embedded(config, storage, clock),
             LogKind::Kafka => Self::kafka(config, storage, runtime),
+        }
+    }
+
+    /// That of a process whose role has none, which is called `id`.
+    pub fn none(id: &str) -> Self {
+        Self {
+            log_id: id.to_owned(),
+            recovery: Vec::new(),
+            sources: Vec::new(),
+            handles: Vec::new(),
+            kind: Kind::None,
         }
     }
 
@@ -105,7 +117,7 @@ impl OpenedLog {
     /// True where other processes have the log too.
     pub fn is_shared(&self) -> bool {
         match self.kind {
-            Kind::Embedded(_) => false,
+            Kind::None | Kind::Embedded(_) => false,
             #[cfg(feature = "kafka")]
             Kind::Kafka(_) => true,
         }
@@ -114,7 +126,7 @@ impl OpenedLog {
     /// Where processes that have the log share the schemas' contents.
     pub fn contents(&self) -> Option<Arc<dyn SharedContents>> {
         match &self.kind {
-            Kind::Embedded(_) => None,
+            Kind::None | Kind::Embedded(_) => None,
             #[cfg(feature = "kafka")]
             Kind::Kafka(log) => Some(log.contents()),
         }
@@ -130,6 +142,7 @@ impl OpenedLog {
         settings: &WriterSettings,
     ) -> Result<Arc<dyn LogWriter>, StartError> {
         match self.kind {
+            Kind::None => Ok(Arc::new(Writers::none())),
             Kind::Embedded(partitions) => {
                 let mut writers = Vec::new();
                 for mut log in partitions {

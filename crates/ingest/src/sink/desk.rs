@@ -66,6 +66,8 @@ pub(super) struct Board {
     pub phase: SinkState,
     /// When the oldest event behind the cursor was received, as far as it was read.
     pub oldest: Option<ReceivedAt>,
+    /// Why what is gathered waits, though it is old enough.
+    pub paused: Option<String>,
     /// What is known of held lanes and is no part of the state.
     pub notes: HashMap<Lane, Note>,
     /// Held lanes that a thread is at, and since when.
@@ -80,6 +82,7 @@ impl Board {
             state,
             phase: SinkState::Running,
             oldest: None,
+            paused: None,
             notes: HashMap::new(),
             at_work: BTreeMap::new(),
             drain: Meter::default(),

@@ -9,24 +9,26 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use tidegate_event::{ReceivedAt, TenantId};
+use tokio::sync::watch;
 
 use super::{
     Policy, Sink, SinkConfig, Sinks,
     desk::Shared,
     quarantine::Quarantine,
     status::{HeldLane, PartitionStatus, SinkState, SinkStatus},
+    upkeep::Upkeep,
 };
 use crate::{
     config::Size,
     metrics,
-    shed::{Pressure, ShedReason},
+    shed::{Pressure, PressureTold, ShedReason},
 };
 
 /// A sink may always be behind by this much (or by `log.backlog_bytes` where that is less), however
@@ -51,6 +53,10 @@ pub(super) struct Running {
     pub quarantine: Arc<Quarantine>,
     /// Of the log's partitions those whose sinks run here.
     pub partitions: Mutex<Vec<Arc<Shared>>>,
+    /// One at a time.
+    pub reconciling: Mutex<()>,
+    /// True while nothing is done beside writing.
+    pub rests: watch::Sender<bool>,
 }
 
 /// The bound of a sink's backlog.
@@ -268,7 +274,9 @@ impl Running {
             memory_bytes: partitions.iter().map(|shared| shared.memory.share()).sum(),
             held_bytes: partitions.iter().map(|shared| shared.memory.held()).sum(),
             freshness_seconds: 0.0,
+            paused: partitions.iter().find_map(|shared| shared.board().paused.clone()),
             held: Vec::new(),
+            joining: self.sink.upkeep().and_then(Upkeep::joining),
         };
         let mut oldest: Option<i64> = None;
         for shared in &partitions {
@@ -312,9 +320,22 @@ fn set_gauges(status: &SinkStatus) {
     metrics::sink_drain_bytes(name, signed(status.drain_bytes_per_second));
     metrics::sink_memory_bytes(name, signed(status.memory_bytes));
     metrics::sink_held_bytes(name, signed(status.held_bytes));
+    if let Some(joining) = &status.joining {
+        metrics::lake_small_files(name, signed(joining.waiting_files));
+    }
 }
 
 impl Sinks {
+    /// What sheds, asked again if it is old.
+    fn cached(&self) -> MutexGuard<'_, PressureCache> {
+        let mut cache = self.pressure.lock().unwrap_or_else(PoisonError::into_inner);
+        if cache.at.is_none_or(|at| PRESSURE_AGE <= at.elapsed()) {
+            *cache = PressureCache { at: Some(Instant::now()), ..PressureCache::default() };
+            self.sinks.iter().for_each(|sink| sink.press(&mut cache));
+        }
+        cache
+    }
+
     /// How every sink does.
     #[must_use]
     pub fn status(&self) -> Vec<SinkStatus> {
@@ -340,16 +361,19 @@ impl Pressure for Sinks {
     }
 
     fn shed(&self, tenant: &TenantId, waited: bool) -> Option<(ShedReason, Duration)> {
-        let mut cache = self.pressure.lock().unwrap_or_else(PoisonError::into_inner);
-        if cache.at.is_none_or(|at| PRESSURE_AGE <= at.elapsed()) {
-            *cache = PressureCache { at: Some(Instant::now()), ..PressureCache::default() };
-            self.sinks.iter().for_each(|sink| sink.press(&mut cache));
-        }
+        let cache = self.cached();
         if let Some(retry) = cache.lanes.get(tenant) {
             return Some((ShedReason::TenantLane, *retry));
         }
         let full = cache.log_full.as_ref().filter(|full| full.to_the_brim || !waited);
         full.map(|full| (ShedReason::LogFull, full.retry))
+    }
+
+    fn told(&self) -> PressureTold {
+        let cache = self.cached();
+        let lanes = cache.lanes.iter().map(|(tenant, retry)| (tenant.clone(), *retry));
+        let all = cache.log_full.as_ref().map(|full| (full.retry, full.to_the_brim));
+        PressureTold { all, lanes: lanes.collect() }
     }
 }
 

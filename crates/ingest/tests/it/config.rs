@@ -28,14 +28,25 @@ fn the_sample_as_it_stands_loads_and_holds_together() {
 }
 
 #[test]
-fn the_example_with_kafka_loads_and_holds_together() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let text = std::fs::read_to_string(root.join("config/kafka.toml")).unwrap();
-    let config = config::parse("kafka.toml", &text, std::iter::empty()).unwrap();
+fn every_example_loads_and_holds_together() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../config");
     let without = "this program was built without the feature `kafka`";
-    let mut faults = config::check(&config);
-    faults.retain(|fault| !fault.contains(without));
-    assert_eq!(faults, Vec::<String>::new());
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "toml") {
+            let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+            let text = std::fs::read_to_string(&path).unwrap();
+            let config = config::parse(&name, &text, std::iter::empty()).unwrap();
+            let mut faults = config::check(&config);
+            faults.retain(|fault| !fault.contains(without));
+            assert_eq!(faults, Vec::<String>::new(), "{name}");
+            names.push(name);
+        }
+    }
+    for name in ["elasticsearch.toml", "kafka.toml", "tidegate.toml"] {
+        assert!(names.iter().any(|found| found == name), "{names:?}");
+    }
 }
 
 #[test]

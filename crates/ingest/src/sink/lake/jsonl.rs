@@ -12,7 +12,14 @@ use super::{
 /// # Errors
 /// As the compressor's; writing to memory does not fail.
 pub fn encode(table: &Table, format: Format) -> io::Result<Vec<u8>> {
-    let lines = lines(table)?;
+    compress(lines(table)?, format)
+}
+
+/// Lines as a file of this format.
+///
+/// # Errors
+/// As the compressor's; writing to memory does not fail.
+pub fn compress(lines: Vec<u8>, format: Format) -> io::Result<Vec<u8>> {
     match format {
         Format::Jsonl | Format::Parquet => Ok(lines),
         Format::JsonlGz => {
@@ -41,6 +48,17 @@ pub fn decode(bytes: &[u8], format: Format) -> io::Result<Vec<u8>> {
     Ok(lines)
 }
 
+/// How long the lines of a file are, where it says so.
+#[must_use]
+pub fn decoded_bytes(bytes: &[u8], format: Format) -> Option<u64> {
+    match format {
+        Format::Jsonl | Format::Parquet => Some(bytes.len() as u64),
+        // What one member says of itself, modulo 4 GiB: no file of ours is as long.
+        Format::JsonlGz => Some(u32::from_le_bytes(*bytes.last_chunk()?).into()),
+        Format::JsonlZst => zstd::zstd_safe::get_frame_content_size(bytes).ok()?,
+    }
+}
+
 fn lines(table: &Table) -> io::Result<Vec<u8>> {
     let bytes: usize = table.columns.iter().map(Column::bytes).sum();
     let names: usize = table.columns.iter().map(|c| c.name.len() + 4).sum();
@@ -49,24 +67,66 @@ fn lines(table: &Table) -> io::Result<Vec<u8>> {
     for column in &table.columns {
         keys.push(format!("{}:", serde_json::to_string(&column.name)?));
     }
-    let mut next = vec![0usize; table.columns.len()];
-    for row in 0..table.rows {
+    let mut rows = Rows::of(table);
+    while rows.advance() {
         let mut before = b'{';
-        for ((column, key), next) in table.columns.iter().zip(&keys).zip(&mut next) {
+        for (column, key) in keys.iter().enumerate() {
             out.push(before);
             before = b',';
             out.extend_from_slice(key.as_bytes());
-            let there = column.present.as_ref().is_none_or(|p| p.get(row).is_some_and(|l| 0 < *l));
-            if there {
-                value(column, *next, &mut out)?;
-                *next += 1;
-            } else {
+            if !rows.value(column, &mut out)? {
                 out.extend_from_slice(b"null");
             }
         }
         out.extend_from_slice(b"}\n");
     }
     Ok(out)
+}
+
+/// The rows of a table, one after the other, their values as JSON without line ends.
+pub struct Rows<'t> {
+    table: &'t Table,
+    row: usize,
+    /// Where each column's value of this row lies, if it has one.
+    at: Vec<Option<usize>>,
+    next: Vec<usize>,
+}
+
+impl<'t> Rows<'t> {
+    /// Stands before the first row.
+    #[must_use]
+    pub fn of(table: &'t Table) -> Self {
+        let columns = table.columns.len();
+        Self { table, row: 0, at: vec![None; columns], next: vec![0; columns] }
+    }
+
+    /// Goes to the next row; false behind the last.
+    pub fn advance(&mut self) -> bool {
+        if self.table.rows <= self.row {
+            return false;
+        }
+        for ((column, at), next) in self.table.columns.iter().zip(&mut self.at).zip(&mut self.next)
+        {
+            let there = column.present.as_ref();
+            let there = there.is_none_or(|p| p.get(self.row).is_some_and(|level| 0 < *level));
+            *at = there.then_some(*next);
+            *next += usize::from(there);
+        }
+        self.row += 1;
+        true
+    }
+
+    /// Writes this row's value of a column; false where it has none.
+    ///
+    /// # Errors
+    /// `InvalidData` for a column that is shorter than its table.
+    pub fn value(&self, column: usize, out: &mut Vec<u8>) -> io::Result<bool> {
+        let at = self.at.get(column).copied().flatten();
+        match (self.table.columns.get(column), at) {
+            (Some(column), Some(at)) => value(column, at, out).map(|()| true),
+            _ => Ok(false),
+        }
+    }
 }
 
 fn value(column: &Column, index: usize, out: &mut Vec<u8>) -> io::Result<()> {
@@ -134,6 +194,7 @@ mod tests {
             let bytes = encode(&table(), format).unwrap();
             assert_eq!(bytes, encode(&table(), format).unwrap());
             assert_eq!(decode(&bytes, format).unwrap(), plain);
+            assert_eq!(decoded_bytes(&bytes, format), Some(plain.len() as u64));
         }
     }
 }

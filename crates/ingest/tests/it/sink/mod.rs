@@ -6,6 +6,7 @@ mod faults;
 mod files;
 mod lanes;
 mod memory;
+mod merge;
 mod slow;
 mod start;
 
@@ -281,6 +282,7 @@ fn open_lake(
     wrap: sink::lake::Wrap<'_>,
 ) -> Result<Arc<dyn Sink>, sink::SinkConfigError> {
     let context = SinkContext {
+        log_id: pipe.log.handle().log_id().to_owned(),
         data_dir: pipe.data(),
         storage,
         schemas: Arc::new(TestSchemas),
