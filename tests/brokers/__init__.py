@@ -148,7 +148,7 @@ class Kafka:
                 scram += ["--add-scram", f"{mechanism}=[name={name},password={password}]"]
         with open(self.folder / f"broker-{number}.log", "ab") as log:
             return subprocess.Popen(
-                java("kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(config), *scram), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                java("kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", "-c", str(config), *scram), stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
 
     def config(self, number):

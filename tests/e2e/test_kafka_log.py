@@ -192,7 +192,7 @@ def test_brokers_that_die_and_leaders_that_move_lose_nothing(make_server, three)
 
 def test_without_enough_copies_nothing_is_acknowledged_until_they_are_back(make_server, three):
     """Scenario: two of three brokers are killed; events are sent; the brokers come back.
-    Guarantees: 503 `storage` while two copies cannot have an event, not ready; then 200 again, all of it in the lake."""
+    Guarantees: 503 `outcome_unknown` while two copies cannot have an event, not ready; then 200 again, all of it in the lake."""
     server = make_server(log=on_kafka(three, "copies", safe=True)).start()
     key = server.add_tenant()
     server.accept([{"event_type": TYPE, "event_id": "before"}], key)
@@ -201,7 +201,7 @@ def test_without_enough_copies_nothing_is_acknowledged_until_they_are_back(make_
     for number in gone:
         three.kill(number)
     refused = server.send([{"event_type": TYPE, "event_id": "meanwhile"}], key, timeout=60)
-    assert (refused.status, refused.headers["X-Shed-Reason"]) == (503, "storage"), refused
+    assert (refused.status, refused.headers["X-Shed-Reason"]) == (503, "outcome_unknown"), refused
     assert refused.headers["Retry-After"]
     for number in gone:
         three.spawn(number)
@@ -222,7 +222,7 @@ def test_a_broker_that_stands_still_is_waited_for_and_then_refused(make_server, 
     one.pause(1)
     try:
         refused = server.send([{"event_type": TYPE, "event_id": "meanwhile"}], key, timeout=60)
-        assert (refused.status, refused.headers["X-Shed-Reason"]) == (503, "storage"), refused
+        assert (refused.status, refused.headers["X-Shed-Reason"]) == (503, "outcome_unknown"), refused
         ready = wait_until("it is not ready", lambda: readiness(server).status == 503 and readiness(server))
         assert "Kafka has not answered" in ready.json()["reasons"][0], ready
     finally:
