@@ -70,6 +70,10 @@ demo-roles: build-needs venv ## Two edges, normalizers, writers restarted and ki
 	cd tests && ../$(VENV)/bin/python -m roles.rolling $(OVERLOAD_ARGUMENTS)
 
 # With `--outage 300 --backlog 4GiB` and more, see its --help. Needs root for the cgroup.
+whole-path: build-needs venv ## 200 MB of NDJSON through Kafka into ClickHouse and S3, compared value by value
+	$(CARGO) build --workspace --locked --bins
+	cd tests/e2e && WHOLE_PATH_MEGABYTES=200 ../../$(VENV)/bin/python -m pytest -s test_whole_path.py
+
 overload-outage: build-needs venv ## No sink for 5 minutes at full load, in a cgroup of the budget and 20 %
 	$(CARGO) build --release --locked --bins
 	cd tests && TIDEGATE_BIN_DIR=$(abspath $(TARGET_DIR))/release ../$(VENV)/bin/python -m overload.outage $(OVERLOAD_ARGUMENTS)

@@ -98,6 +98,12 @@ counter! {
     sink_quarantined_rows(sink) = "tidegate_sink_quarantined_rows_total";
     #[doc = "Rows skipped because they expired, by sink."]
     sink_expired_rows(sink) = "tidegate_sink_expired_rows_total";
+    #[doc = "Small files of a lake that others have taken the place of, by sink."]
+    lake_joined_files(sink) = "tidegate_lake_joined_files_total";
+    #[doc = "Files of a lake that were made of small ones, by sink."]
+    lake_made_files(sink) = "tidegate_lake_made_files_total";
+    #[doc = "Times that small files could not be joined, by sink."]
+    lake_join_failures(sink) = "tidegate_lake_join_failures_total";
 }
 
 counter! {
@@ -150,6 +156,8 @@ gauge! {
     sink_held_bytes(sink) = "tidegate_sink_held_bytes";
     #[doc = "Lanes held back, by sink."]
     sink_held_lanes(sink) = "tidegate_sink_held_lanes";
+    #[doc = "Small files of a lake that wait to be joined, by sink."]
+    lake_small_files(sink) = "tidegate_lake_small_files";
 }
 
 histogram! {

@@ -381,12 +381,9 @@ fn files(
         let passed = |file: &FileFacts| {
             let held = counts.held.get(&(file.partition, file.lane.clone()));
             let cursor = held.or_else(|| counts.cursors.get(&file.partition));
-            file.log_id == pipeline.log_id && cursor.is_some_and(|cursor| file.first < *cursor)
+            cursor.copied().filter(|_| file.log_id == pipeline.log_id)
         };
-        let mut rows = BTreeMap::<Lane, u64>::new();
-        for file in lake.inventory().map_err(|e| of_lake(&name, &e))?.iter().filter(|f| passed(f)) {
-            *rows.entry(file.lane.clone()).or_default() += file.rows;
-        }
+        let rows = lake.rows_below(passed).map_err(|e| of_lake(&name, &e))?;
         rows_of.insert(name, rows);
     }
     Ok(rows_of)

@@ -63,7 +63,22 @@ struct Status {
     stages: Vec<Stage>,
     sinks: Vec<Sink>,
     dedup: Vec<Dedup>,
+    log: Log,
     log_quarantine: Damage,
+}
+
+/// Which log it is; of a log on Kafka what an operator should see.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Log {
+    kind: String,
+    topic: String,
+    promise_kept: bool,
+    min_insync: u32,
+    partitions_owned: Vec<u32>,
+    problems: Vec<String>,
+    throttled_milliseconds: u64,
+    error: Option<String>,
 }
 
 /// What a partition remembers of clients' ids.
@@ -214,6 +229,7 @@ fn page(context: &Context, document: &Value, offsets: &Value) -> Result<String, 
     section(stages(&status));
     section(offsets.table());
     section(sinks(&status));
+    lines.extend(kafka(context, &status.log));
     lines.extend(damage(context, &status.log_quarantine));
     lines.extend(troubles(context, &status));
     Ok(lines.join("\n"))
@@ -233,6 +249,31 @@ fn headline(context: &Context, status: &Status) -> Vec<String> {
         lines.push("  the server gives no reason".to_owned());
     }
     lines.extend(status.reasons.iter().map(|r| format!("  {}", human::safe(r))));
+    lines
+}
+
+/// What there is to say of a log on Kafka.
+fn kafka(context: &Context, log: &Log) -> Vec<String> {
+    if log.kind != "kafka" {
+        return Vec::new();
+    }
+    let owned: Vec<String> = log.partitions_owned.iter().map(u32::to_string).collect();
+    let owned = if owned.is_empty() { "none".to_owned() } else { owned.join(", ") };
+    let topic = human::safe(&log.topic);
+    let mut lines = vec![String::new()];
+    lines.push(format!("log on Kafka, topic {topic}; partitions whose sinks run here: {owned}"));
+    let mut worry = |text: String| {
+        lines.push(context.out.paint(Tone::Bad, &format!("  {}", human::safe(&text))));
+    };
+    if !log.promise_kept {
+        worry(format!("less than promised: an event is answered with {} copy", log.min_insync));
+    }
+    if 0 < log.throttled_milliseconds {
+        let n = log.throttled_milliseconds;
+        worry(format!("a quota of the brokers makes the producer wait, {n} ms of late"));
+    }
+    log.problems.iter().cloned().for_each(&mut worry);
+    log.error.iter().cloned().for_each(worry);
     lines
 }
 

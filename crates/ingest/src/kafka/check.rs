@@ -7,9 +7,9 @@ use std::{
 
 use rdkafka::{
     admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication},
-    consumer::{BaseConsumer, Consumer},
     error::{KafkaError, RDKafkaErrorCode},
     metadata::Metadata,
+    producer::{BaseProducer, Producer},
 };
 
 use super::{
@@ -109,7 +109,7 @@ pub(super) fn check(clients: &Clients, needs: Needs) -> Result<Found, CheckError
     let config = &clients.config;
     let unreachable =
         |cause: String| CheckError::Unreachable { servers: config.servers.clone(), cause };
-    let asking: BaseConsumer<Listener> =
+    let asking: BaseProducer<Listener> =
         clients.make(&clients.asking()).map_err(|e| unreachable(e.to_string()))?;
     let admin: AdminClient<Listener> =
         clients.make(&clients.asking()).map_err(|e| unreachable(e.to_string()))?;
@@ -180,7 +180,7 @@ fn state_settings(clients: &Clients) -> Vec<(&'static str, String)> {
 
 fn find(
     clients: &Clients,
-    asking: &BaseConsumer<Listener>,
+    asking: &BaseProducer<Listener>,
     admin: &AdminClient<Listener>,
     (name, partitions): (&str, u32),
     settings: &[(&str, String)],
@@ -200,31 +200,51 @@ fn find(
             });
         }
     };
-    let fault = |cause: String| CheckError::Settings { topic: name.to_owned(), cause };
+    // A broker that was not told yet of a topic made just now says nothing of it.
+    let until = Instant::now() + SEEN_WITHIN;
+    loop {
+        match settings_of(clients, admin, name) {
+            Ok(settings) if settings.contains_key("cleanup.policy") => {
+                return Ok(Topic { settings, ..found });
+            }
+            Ok(_) | Err(_) if Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(200));
+            }
+            Ok(_) => {
+                let cause = "Kafka tells none of them".to_owned();
+                return Err(CheckError::Settings { topic: name.to_owned(), cause });
+            }
+            Err(cause) => return Err(CheckError::Settings { topic: name.to_owned(), cause }),
+        }
+    }
+}
+
+fn settings_of(
+    clients: &Clients,
+    admin: &AdminClient<Listener>,
+    name: &str,
+) -> Result<HashMap<String, String>, String> {
     let options = AdminOptions::new().request_timeout(Some(ANSWER));
     let wanted = [ResourceSpecifier::Topic(name)];
     let answer = clients.runtime().block_on(admin.describe_configs(&wanted, &options));
-    let answer = answer.map_err(|e| fault(e.to_string()))?.into_iter().next();
-    let resource = answer.ok_or_else(|| fault("no answer".to_owned()))?;
-    let resource = resource.map_err(|e| fault(e.to_string()))?;
-    let entry =
-        |entry: &rdkafka::admin::ConfigEntry| Some((entry.name.clone(), entry.value.clone()?));
-    let settings = resource.entries.iter().filter_map(entry).collect();
-    Ok(Topic { settings, ..found })
+    let answer = answer.map_err(|e| e.to_string())?.into_iter().next();
+    let resource = answer.ok_or("no answer")?.map_err(|e| e.to_string())?;
+    let entry = |one: rdkafka::admin::ConfigEntry| Some((one.name, one.value?));
+    Ok(resource.entries.into_iter().filter_map(entry).collect())
 }
 
 /// A topic that is there; `None` where it is not.
 fn seen(
     clients: &Clients,
-    asking: &BaseConsumer<Listener>,
+    asking: &BaseProducer<Listener>,
     name: &str,
 ) -> Result<Option<Topic>, CheckError> {
     // Serves what this client is told first: its token, where it needs one.
-    let _told = asking.poll(Duration::from_millis(10));
-    let answer = asking.fetch_metadata(Some(name), ANSWER);
+    asking.poll(Duration::from_millis(10));
+    let answer = asking.client().fetch_metadata(Some(name), ANSWER);
     let answer = answer.map_err(|error| CheckError::Unreachable {
         servers: clients.config.servers.clone(),
-        cause: said(clients, &error),
+        cause: said(clients, asking, &error),
     })?;
     topic_in(&answer, name).map_err(|code| CheckError::Unreachable {
         servers: clients.config.servers.clone(),
@@ -232,8 +252,10 @@ fn seen(
     })
 }
 
-/// An error, and what was heard besides: why a connection failed is told there alone.
-fn said(clients: &Clients, error: &KafkaError) -> String {
+/// An error, and what was heard besides: why a connection failed is told there alone, and by clients
+/// that append.
+fn said(clients: &Clients, asking: &BaseProducer<Listener>, error: &KafkaError) -> String {
+    asking.poll(Duration::from_millis(500));
     match clients.heard.error() {
         Some(heard) => format!("{error} ({heard})"),
         None => error.to_string(),
@@ -284,7 +306,7 @@ fn make(
 
 fn wait_for(
     clients: &Clients,
-    asking: &BaseConsumer<Listener>,
+    asking: &BaseProducer<Listener>,
     name: &str,
 ) -> Result<Topic, CheckError> {
     let until = Instant::now() + SEEN_WITHIN;

@@ -21,7 +21,7 @@ use tokio::runtime::Handle;
 use super::{KafkaConfig, config::Mechanism, oauth};
 
 /// Bytes that one reader fetches ahead at most.
-const READ_AHEAD_KIB: u64 = 4 << 10;
+const READ_AHEAD_KIB: u64 = 2 << 10;
 
 /// What clients are made from.
 #[derive(Clone)]
@@ -191,7 +191,7 @@ impl Clients {
             .set("partition.assignment.strategy", "cooperative-sticky")
             .set("session.timeout.ms", session.to_string())
             .set("heartbeat.interval.ms", (session / 3).max(1).to_string())
-            .set("max.poll.interval.ms", (session * 6).to_string())
+            .set("max.poll.interval.ms", (session * 6).max(60_000).to_string())
             // It reads nothing: its partitions are paused.
             .set("queued.min.messages", "1")
             .set("queued.max.messages.kbytes", "1")

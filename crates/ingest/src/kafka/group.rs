@@ -27,7 +27,7 @@ use super::{
     client::Listener,
     cluster::{Cluster, number},
     ledger::Ledger,
-    state::{Kept, SinkStates},
+    state::{Kept, Pulse, SinkStates},
 };
 use crate::sink::Sinks;
 
@@ -56,6 +56,7 @@ struct Inner {
     /// group has told whose they are.
     not_before: Mutex<BTreeMap<Partition, Instant>>,
     ending: AtomicBool,
+    pulse: Arc<Pulse>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -87,6 +88,7 @@ impl Ownership {
             problems: Mutex::default(),
             not_before: Mutex::default(),
             ending: AtomicBool::new(false),
+            pulse: Arc::new(Pulse::new(cluster.clients.config.session_timeout.0)),
             threads: Mutex::default(),
         });
         let member = Member { inner: Arc::clone(&inner), listener: cluster.clients.listener() };
@@ -151,6 +153,7 @@ impl Inner {
     /// Stays a member; until the end, when what we had is given back.
     fn poll(&self, consumer: &BaseConsumer<Member>) {
         while !self.is_ending() || !lock(&self.owned).is_empty() {
+            self.pulse.beat();
             match consumer.poll(TICK) {
                 // Its partitions are paused; what was on its way before is not needed.
                 None | Some(Ok(_)) => {}
@@ -220,7 +223,9 @@ impl Inner {
     fn try_to_take(&self, partition: Partition) -> Result<Tenure, Box<dyn Error>> {
         let place = number(Partition(partition.0 % self.state_partitions));
         let id = format!("{}-{partition}", self.cluster.log_id);
-        let kept = Kept::take_over(&self.cluster.clients, &self.state_topic, place, &id)?;
+        let pulse = Arc::clone(&self.pulse);
+        let clients = &self.cluster.clients;
+        let kept = Kept::take_over(clients, &self.state_topic, place, &id, pulse)?;
         // Behind the take-over: what the owner before wrote down is below this end.
         self.cluster.ask(partition)?;
         let log = self.cluster.source(partition);

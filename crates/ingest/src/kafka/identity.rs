@@ -4,12 +4,14 @@
 //! librdkafka's interface does not tell a topic's own id. What a topic that was made anew under the old
 //! name would do, is found out by the books instead (`ledger`).
 
+use std::{sync::Arc, time::Duration};
+
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 
 use super::{
     client::Clients,
-    state::{Kept, TakeOverError},
+    state::{Kept, Pulse, TakeOverError},
 };
 use crate::sink::state::SaveError;
 
@@ -57,7 +59,8 @@ pub(super) fn identify(clients: &Clients) -> Result<String, IdentityError> {
     let id = format!("{topic}-id");
     let mut tries = 0;
     loop {
-        let kept = Kept::take_over(clients, &topic, 0, &id)?;
+        let pulse = Arc::new(Pulse::new(Duration::MAX));
+        let kept = Kept::take_over(clients, &topic, 0, &id, pulse)?;
         if let Some(text) = kept.get(KEY) {
             return known(&text, name).map_err(|why| IdentityError::Foreign { topic, why });
         }

@@ -18,9 +18,11 @@ use super::{
     group::Ownership,
     identity::{self, IdentityError},
     producer::Producer,
+    schemas::TopicContents,
 };
 use crate::{
     books::Open,
+    normalize::SharedContents,
     sink::{Sinks, source::LogSource},
     storage::LockGuard,
     writer::{
@@ -90,6 +92,12 @@ impl KafkaLog {
     #[must_use]
     pub fn sources(&self) -> Vec<Arc<dyn LogSource>> {
         self.cluster.sources()
+    }
+
+    /// Where processes on this log share the schemas' contents.
+    #[must_use]
+    pub fn contents(&self) -> Arc<dyn SharedContents> {
+        TopicContents::new(&self.cluster.clients)
     }
 
     /// What an operator should know.

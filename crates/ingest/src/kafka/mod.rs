@@ -11,6 +11,7 @@
 //! | `state` | what outlives a process, written by one owner at a time |
 //! | `group` | which partitions are ours; takes over, starts sinks, gives back |
 //! | `ledger` | the books of our partitions |
+//! | `schemas` | contents that events were judged by, for every process |
 //!
 //! Offsets and partitions are Kafka's own. Retention is Kafka's too: it waits for no sink.
 
@@ -40,6 +41,8 @@ mod producer;
 mod reader;
 #[cfg(feature = "kafka")]
 mod room;
+#[cfg(feature = "kafka")]
+mod schemas;
 #[cfg(feature = "kafka")]
 mod state;
 

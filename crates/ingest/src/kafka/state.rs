@@ -40,6 +40,42 @@ pub(super) struct Kept {
     producer: Mutex<BaseProducer<Listener>>,
     values: Mutex<HashMap<String, Vec<u8>>>,
     fenced: AtomicBool,
+    pulse: Arc<Pulse>,
+}
+
+/// Whether this process has been there without a break: one that was stopped and goes on must not begin
+/// anything before it can have been told what became of its partitions.
+pub(super) struct Pulse {
+    longest: Duration,
+    beats: Mutex<Beats>,
+}
+
+struct Beats {
+    last: Instant,
+    steady_since: Option<Instant>,
+}
+
+impl Pulse {
+    /// `session`: after so long without a word others have our partitions.
+    pub fn new(session: Duration) -> Self {
+        let beats = Beats { last: Instant::now(), steady_since: None };
+        Self { longest: session / 2, beats: Mutex::new(beats) }
+    }
+
+    /// The group was just asked for news.
+    pub fn beat(&self) {
+        let mut beats = self.beats.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.longest < beats.last.elapsed() {
+            beats.steady_since = Some(Instant::now());
+        }
+        beats.last = Instant::now();
+    }
+
+    pub fn is_steady(&self) -> bool {
+        let beats = self.beats.lock().unwrap_or_else(PoisonError::into_inner);
+        beats.last.elapsed() <= self.longest
+            && beats.steady_since.is_none_or(|since| self.longest <= since.elapsed())
+    }
 }
 
 /// Why a partition's state is not ours.
@@ -68,6 +104,7 @@ impl Kept {
         topic: &str,
         number: i32,
         id: &str,
+        pulse: Arc<Pulse>,
     ) -> Result<Arc<Self>, TakeOverError> {
         let config = clients.keeping(id, VALUE_BYTES_MAX);
         let producer: BaseProducer<Listener> =
@@ -94,6 +131,7 @@ impl Kept {
             producer: Mutex::new(producer),
             values: Mutex::new(values),
             fenced: AtomicBool::new(false),
+            pulse,
         }))
     }
 
@@ -257,5 +295,31 @@ impl StateStore for Key {
 
     fn save(&self, bytes: &[u8]) -> Result<(), SaveError> {
         self.kept.put(&self.key, bytes)
+    }
+
+    fn may_write(&self) -> bool {
+        !self.kept.is_fenced() && self.kept.pulse.is_steady()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_was_stopped_begins_nothing_until_it_can_have_been_told() {
+        let pulse = Pulse::new(Duration::from_millis(400));
+        pulse.beat();
+        assert!(pulse.is_steady());
+        std::thread::sleep(Duration::from_millis(250));
+        assert!(!pulse.is_steady(), "nobody was asked for too long");
+        pulse.beat();
+        assert!(!pulse.is_steady(), "the answer cannot be there yet");
+        let until = Instant::now() + Duration::from_secs(20);
+        while !pulse.is_steady() {
+            assert!(Instant::now() < until, "it never goes on");
+            std::thread::sleep(Duration::from_millis(20));
+            pulse.beat();
+        }
     }
 }

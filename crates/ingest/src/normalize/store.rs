@@ -6,7 +6,7 @@
 use std::{
     collections::HashMap,
     io,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -41,9 +41,24 @@ pub enum StoreError {
     },
 }
 
+/// Where processes that share a log share contents as well. Both calls block.
+pub trait SharedContents: Send + Sync {
+    /// Makes contents readable for all, by their hash; durable on return.
+    ///
+    /// # Errors
+    /// Why they are not: try again.
+    fn publish(&self, contents: &[([u8; 16], &[u8])]) -> io::Result<()>;
+    /// The content with this hash; `None` where nobody published it.
+    ///
+    /// # Errors
+    /// Why that is not known.
+    fn fetch(&self, hash: [u8; 16]) -> io::Result<Option<Vec<u8>>>;
+}
+
 /// Schema contents by hash.
 pub struct SchemaStore {
     storage: Arc<dyn Storage>,
+    shared: Option<Arc<dyn SharedContents>>,
     dir: PathBuf,
     state: Mutex<State>,
 }
@@ -94,7 +109,13 @@ impl SchemaStore {
                 .map_err(|error| StoreError::Damaged { path, what: error.to_string() })?,
         };
         let state = Mutex::new(State { names, read: HashMap::new() });
-        Ok(Self { storage, dir, state })
+        Ok(Self { storage, shared: None, dir, state })
+    }
+
+    /// Has what is missing here from others, and gives them what is kept here.
+    #[must_use]
+    pub fn sharing(self, shared: Option<Arc<dyn SharedContents>>) -> Self {
+        Self { shared, ..self }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -167,7 +188,10 @@ impl SchemaStore {
         let path = self.path(hash);
         let text = match self.storage.read(&path) {
             Ok(text) => text,
-            Err(source) => return Err(StoreError::Io { path, source }),
+            Err(source) => match self.from_others(hash, &path, source) {
+                Ok(text) => text,
+                Err(source) => return Err(StoreError::Io { path, source }),
+            },
         };
         let schema = Schema::parse(&path.display().to_string(), &text).map_err(|faults| {
             let what = faults.first().map(ToString::to_string).unwrap_or_default();
@@ -178,6 +202,17 @@ impl SchemaStore {
             return Err(StoreError::Damaged { path, what });
         }
         Ok(Arc::new(schema))
+    }
+
+    /// A content that is not here, and that another process judged by; kept from now on.
+    fn from_others(&self, hash: [u8; 16], path: &Path, missing: io::Error) -> io::Result<Vec<u8>> {
+        let Some(shared) = &self.shared else { return Err(missing) };
+        if missing.kind() != io::ErrorKind::NotFound {
+            return Err(missing);
+        }
+        let text = shared.fetch(hash)?.ok_or(missing)?;
+        storage::replace(&*self.storage, path, &text)?;
+        Ok(text)
     }
 
     /// Makes the contents durable. Refused as a whole where a version known before has changed
@@ -255,6 +290,13 @@ impl SchemaStore {
             let path = self.path(entry.schema.hash());
             storage::replace(&*self.storage, &path, entry.schema.canonical().as_bytes())
                 .map_err(|error| (path, error))?;
+        }
+        if let Some(shared) = &self.shared {
+            let mut contents = Vec::new();
+            for entry in entries {
+                contents.push((entry.schema.hash(), entry.schema.canonical().as_bytes()));
+            }
+            shared.publish(&contents).map_err(|error| (self.dir.clone(), error))?;
         }
         if names.schemas == before.schemas {
             return Ok(());

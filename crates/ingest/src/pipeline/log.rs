@@ -11,6 +11,7 @@ use crate::{
     clock::Clock,
     config::Config,
     log::{self, LogHandle, LogKind},
+    normalize::SharedContents,
     sink::{Sinks, source::LogSource},
     storage::Storage,
     writer::{self, LogWriter, WriterSettings, Writers},
@@ -119,6 +120,15 @@ impl OpenedLog {
             Kind::None | Kind::Embedded(_) => false,
             #[cfg(feature = "kafka")]
             Kind::Kafka(_) => true,
+        }
+    }
+
+    /// Where processes that have the log share the schemas' contents.
+    pub fn contents(&self) -> Option<Arc<dyn SharedContents>> {
+        match &self.kind {
+            Kind::None | Kind::Embedded(_) => None,
+            #[cfg(feature = "kafka")]
+            Kind::Kafka(log) => Some(log.contents()),
         }
     }
 

@@ -27,7 +27,7 @@ use crate::{
     edge::{self, Behind, EdgeParts},
     json::ScanLimits,
     log::LogHandle,
-    normalize::{Normalizer, SchemaStore},
+    normalize::{Normalizer, SchemaStore, SharedContents},
     quota::{self, Quotas},
     sink::{self, SinkConfig, SinkParts, source::LogSource},
     storage::{Disk, Storage},
@@ -227,7 +227,7 @@ impl Building {
         let recovery = opened.recovery.clone();
         recovery.iter().for_each(|what| tracing::info!("{what}"));
 
-        let (schemas, normalizer) = load_schemas(&config, &storage)?;
+        let (schemas, normalizer) = load_schemas(&config, &storage, opened.contents())?;
         let tenants = load_tenants(&config, dev_key.as_deref(), &clock)?;
 
         let books = Arc::new(Books::default());
@@ -305,10 +305,11 @@ fn open_log(
 fn load_schemas(
     config: &Config,
     storage: &Arc<dyn Storage>,
+    shared: Option<Arc<dyn SharedContents>>,
 ) -> Result<(Arc<SchemaStore>, Normalizer), StartError> {
     let dir = config.log.dir.join("schemas-by-hash");
     let store = SchemaStore::open(Arc::clone(storage), dir).map_err(part("schemas"))?;
-    let store = Arc::new(store);
+    let store = Arc::new(store.sharing(shared));
     let limits = &config.edge.limits;
     let scan = ScanLimits { depth: limits.depth, fields: limits.fields };
     let normalizer = Normalizer::load(&config.schemas, Arc::clone(&store), scan);

@@ -285,6 +285,9 @@ impl Desk {
             if rows.is_empty() {
                 return Ok(LaneOutcome::Done { stored: 0, quarantined, took: Duration::ZERO });
             }
+            while !self.store.may_write() {
+                self.wait("whose the partition is, is not known at the moment", BACKOFF_FIRST)?;
+            }
             let (log_id, partition) = (self.shared.log.log_id(), self.shared.log.partition());
             let given = LaneRows { log_id, partition, lane, heads, rows: &rows };
             onlooker.begins();

@@ -12,6 +12,7 @@
 //! | `desk` | what these threads share: board, state file, how rows are written |
 //! | `pace`, `memory`, `pressure` | which lane is slow; how large a window may be; what is shed |
 //! | `reconcile` | holds a destination against the log, writes what it lost |
+//! | `upkeep` | work beside writing, behind all else |
 //! | `blackhole` | the shortest sink, meant to be copied (docs/add-a-sink.md) |
 //! | `clickhouse` | inserts into tables of ClickHouse |
 //! | `elasticsearch` | creates documents in data streams of Elasticsearch or OpenSearch |
@@ -30,7 +31,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use tidegate_event::ReceivedAt;
+use tidegate_event::{Partition, ReceivedAt};
 use tokio::runtime::Handle;
 
 use crate::{
@@ -61,6 +62,7 @@ pub mod source;
 pub mod start;
 pub mod state;
 pub mod status;
+pub mod upkeep;
 mod web;
 mod window;
 mod worker;
@@ -70,7 +72,7 @@ pub use reconcile::Found;
 pub use rows::{Lane, LaneRows};
 pub use runner::{SinkParts, SinkStartError, Sinks, start, start_with};
 pub use start::Start;
-pub use status::{Counts, HeldLane, LaneCounts, SinkState, SinkStatus};
+pub use status::{Counts, HeldLane, JoinStatus, LaneCounts, SinkState, SinkStatus};
 
 /// Every kind of sink. To add one, add a row.
 pub const SINKS: &[SinkKind] =
@@ -140,9 +142,18 @@ pub trait Sink: Send + Sync {
     /// Its own words when it does not.
     fn probe(&self) -> Result<(), String>;
 
+    /// This process begins with a partition, of which another one may have written meanwhile: what is
+    /// remembered of it counts for nothing any more.
+    fn begins_with(&self, _partition: Partition) {}
+
     /// How old the oldest event may grow before a window is cut, where the configuration is silent.
     fn flush_age(&self) -> Duration {
         Duration::from_secs(5)
+    }
+
+    /// What there is to do beside writing, by a thread of its own.
+    fn upkeep(&self) -> Option<&dyn upkeep::Upkeep> {
+        None
     }
 
     /// True where it can be asked which rows it has.

@@ -16,12 +16,14 @@ use std::{
 };
 
 use tidegate_event::{ReceivedAt, TenantId};
+use tokio::sync::watch;
 
 use super::{
     Policy, Sink, SinkConfig, Sinks,
     desk::Shared,
     quarantine::Quarantine,
     status::{HeldLane, PartitionStatus, SinkState, SinkStatus},
+    upkeep::Upkeep,
 };
 use crate::{
     config::Size,
@@ -53,6 +55,8 @@ pub(super) struct Running {
     pub partitions: Mutex<Vec<Arc<Shared>>>,
     /// One at a time.
     pub reconciling: Mutex<()>,
+    /// True while nothing is done beside writing.
+    pub rests: watch::Sender<bool>,
 }
 
 /// The bound of a sink's backlog.
@@ -272,6 +276,7 @@ impl Running {
             freshness_seconds: 0.0,
             paused: partitions.iter().find_map(|shared| shared.board().paused.clone()),
             held: Vec::new(),
+            joining: self.sink.upkeep().and_then(Upkeep::joining),
         };
         let mut oldest: Option<i64> = None;
         for shared in &partitions {
@@ -315,6 +320,9 @@ fn set_gauges(status: &SinkStatus) {
     metrics::sink_drain_bytes(name, signed(status.drain_bytes_per_second));
     metrics::sink_memory_bytes(name, signed(status.memory_bytes));
     metrics::sink_held_bytes(name, signed(status.held_bytes));
+    if let Some(joining) = &status.joining {
+        metrics::lake_small_files(name, signed(joining.waiting_files));
+    }
 }
 
 impl Sinks {

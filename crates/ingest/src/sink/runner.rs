@@ -27,6 +27,7 @@ use super::{
     start::{Before, Began},
     state::{Files, SaveError, State, StateFault, StateStore, StateStores},
     status::Counts,
+    upkeep,
     window::{Cut, Gatherer},
     worker::Worker,
 };
@@ -95,6 +96,7 @@ pub enum SinkStartError {
 pub struct Sinks {
     pub(super) sinks: Vec<Running>,
     threads: Mutex<Vec<(Partition, JoinHandle<()>)>>,
+    upkeep: Mutex<Vec<JoinHandle<()>>>,
     parts: SinkParts,
     share: u64,
     pub(super) pressure: Mutex<PressureCache>,
@@ -154,11 +156,13 @@ pub fn start_with(
             bound,
             partitions,
             reconciling,
+            rests: watch::Sender::new(true),
         });
     }
     let sinks = Sinks {
         sinks: running,
         threads: Mutex::default(),
+        upkeep: Mutex::default(),
         parts: parts.clone(),
         share,
         pressure: Mutex::default(),
@@ -172,16 +176,41 @@ pub fn start_with(
             workers.append(&mut sinks.workers(log, &Files { storage, dir, partition })?);
         }
         sinks.launch(workers)?;
+        // Where others share the log, one that was thought dead may still write what it had begun: files
+        // that were joined meanwhile would be there twice.
+        start_upkeep(&sinks, parts)?;
     }
     Ok(sinks)
 }
 
+/// One thread for each sink that has something to do beside writing.
+fn start_upkeep(sinks: &Sinks, parts: &SinkParts) -> Result<(), SinkStartError> {
+    for running in sinks.sinks.iter().filter(|running| running.sink.upkeep().is_some()) {
+        let (sink, partitions) = (Arc::clone(&running.sink), running.partitions());
+        let (clock, name) = (Arc::clone(&parts.clock), running.config.name.clone());
+        let rests = running.rests.clone();
+        rests.send_replace(false);
+        let thread = std::thread::Builder::new().name(format!("upkeep-{name}")).spawn(move || {
+            let _farewell = upkeep::Farewell(rests);
+            give_way(NICEST);
+            upkeep::run(&*sink, &partitions, &*clock);
+        });
+        let path = parts.data_dir.join("sinks");
+        let thread = thread.map_err(|source| SinkStartError::Io { sink: name, path, source })?;
+        sinks.upkeep.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
+    }
+    Ok(())
+}
+
+/// How far the sinks' threads stand behind those that answer clients, and their other work behind all.
+const NICE: i32 = 10;
+const NICEST: i32 = 19;
+
 /// Puts this thread, and those it starts, behind the threads that answer clients: what is late in a
 /// sink lies safe in the log, what is late in an answer is sent again.
-fn give_way() {
-    const NICE: i32 = 10;
+fn give_way(nice: i32) {
     // On Linux it counts for the calling thread alone. Where it is refused all are equal, as before.
-    if let Err(error) = rustix::process::nice(NICE) {
+    if let Err(error) = rustix::process::nice(nice) {
         tracing::debug!(%error, "the sinks' threads run at the priority of all others");
     }
 }
@@ -343,6 +372,10 @@ impl Sinks {
                 let mut done = shared.done.subscribe();
                 let _ended = done.wait_for(|done| *done).await;
             }
+            for sink in &self.sinks {
+                let mut rests = sink.rests.subscribe();
+                let _ended = rests.wait_for(|rests| *rests).await;
+            }
         };
         if tokio::time::timeout(deadline, all).await.is_err() {
             tracing::warn!("the sinks were not drained in time; they go on at the next start");
@@ -359,6 +392,8 @@ impl Sinks {
         }
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         threads.drain(..).for_each(|(_, thread)| join(thread));
+        let mut upkeep = self.upkeep.lock().unwrap_or_else(PoisonError::into_inner);
+        upkeep.drain(..).for_each(join);
     }
 
     /// Runs every sink's work on a partition of a shared log, with its state as it lies there.
@@ -370,6 +405,7 @@ impl Sinks {
         log: &Arc<dyn LogSource>,
         states: &dyn StateStores,
     ) -> Result<(), SinkStartError> {
+        self.sinks.iter().for_each(|running| running.sink.begins_with(log.partition()));
         let launched = self.workers(log, states).and_then(|workers| self.launch(workers));
         if launched.is_err() {
             self.disown(log.partition(), Duration::ZERO);
@@ -430,7 +466,7 @@ impl Sinks {
             }
             let name = format!("sink-{}-{partition}", shared.name);
             let thread = std::thread::Builder::new().name(name).spawn(move || {
-                give_way();
+                give_way(NICE);
                 worker.run();
             });
             let thread = thread.map_err(|source| SinkStartError::Io {

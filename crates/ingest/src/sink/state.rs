@@ -36,6 +36,10 @@ pub trait StateStore: Send + Sync {
     /// # Errors
     /// [`SaveError`].
     fn save(&self, bytes: &[u8]) -> Result<(), SaveError>;
+    /// False while it may be that somebody else owns the partition: nothing is to be begun then.
+    fn may_write(&self) -> bool {
+        true
+    }
 }
 
 /// Where the states of the sinks of one partition lie.

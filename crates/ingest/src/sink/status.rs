@@ -167,4 +167,25 @@ pub struct SinkStatus {
     pub paused: Option<String>,
     /// The lanes that wait alone.
     pub held: Vec<HeldLane>,
+    /// How joining small files does, for a lake that does it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub joining: Option<JoinStatus>,
+}
+
+/// How joining small files does.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct JoinStatus {
+    /// Folders with more than one small file.
+    pub waiting_folders: u64,
+    /// The small files in them.
+    pub waiting_files: u64,
+    /// Files that others have taken the place of, since the start.
+    pub removed_files: u64,
+    /// Files that have taken their place, since the start.
+    pub made_files: u64,
+    /// Rounds and folders that failed, since the start.
+    pub failures: u64,
+    /// Why the last round failed, if it did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }

@@ -8,6 +8,7 @@ mod ctl;
 mod dedup;
 mod edge;
 mod hop;
+mod log_contract;
 mod pipeline;
 mod quota;
 mod rot;

@@ -317,6 +317,10 @@ impl Sink for ClickHouse {
         Err(WriteError::Reject { rows: attempt.guilty })
     }
 
+    fn begins_with(&self, partition: Partition) {
+        self.settled().retain(|(of, _)| *of != partition);
+    }
+
     /// One server that answers is enough: the lanes of one that does not wait alone.
     fn probe(&self) -> Result<(), String> {
         let mut faults = Vec::new();

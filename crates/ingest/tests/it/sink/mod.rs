@@ -6,6 +6,7 @@ mod faults;
 mod files;
 mod lanes;
 mod memory;
+mod merge;
 mod slow;
 mod start;
 
