@@ -6,6 +6,7 @@ use std::sync::LazyLock;
 
 use prometheus::{
     Encoder, HistogramVec, IntCounterVec, IntGaugeVec, Registry, TextEncoder, histogram_opts, opts,
+    proto::MetricFamily,
 };
 
 static REGISTRY: LazyLock<Registry> = LazyLock::new(Registry::new);
@@ -98,9 +99,24 @@ counter! {
     sink_quarantined_rows(sink) = "tidegate_sink_quarantined_rows_total";
     #[doc = "Rows skipped because they expired, by sink."]
     sink_expired_rows(sink) = "tidegate_sink_expired_rows_total";
+    #[doc = "Small files of a lake that others have taken the place of, by sink."]
+    lake_joined_files(sink) = "tidegate_lake_joined_files_total";
+    #[doc = "Files of a lake that were made of small ones, by sink."]
+    lake_made_files(sink) = "tidegate_lake_made_files_total";
+    #[doc = "Times that small files could not be joined, by sink."]
+    lake_join_failures(sink) = "tidegate_lake_join_failures_total";
+}
+
+counter! {
+    #[doc = "Messages of the log's topic that are no events of ours: passed over, counted as lost."]
+    kafka_foreign_messages() = "tidegate_kafka_foreign_messages_total";
+    #[doc = "Requests that Kafka did not acknowledge in time: answered 503."]
+    kafka_unacknowledged_requests() = "tidegate_kafka_unacknowledged_requests_total";
 }
 
 gauge! {
+    #[doc = "How long brokers made the producer wait of late because of a quota, at most."]
+    kafka_throttled_milliseconds() = "tidegate_kafka_throttled_milliseconds";
     #[doc = "Event bytes held, by stage."]
     stage_held_bytes(stage) = "tidegate_stage_held_bytes";
     #[doc = "How many event bytes a stage may hold."]
@@ -141,6 +157,16 @@ gauge! {
     sink_held_bytes(sink) = "tidegate_sink_held_bytes";
     #[doc = "Lanes held back, by sink."]
     sink_held_lanes(sink) = "tidegate_sink_held_lanes";
+    #[doc = "Age of the oldest accepted event that a sink has not made visible, in milliseconds; 0: there is none."]
+    sink_oldest_waiting_milliseconds(sink) = "tidegate_sink_oldest_waiting_milliseconds";
+    #[doc = "1 while a sink's objective is met (or nothing was to become visible), 0 while it is missed."]
+    sink_objective_met(sink) = "tidegate_sink_objective_met";
+    #[doc = "The age that a sink's objective names, in milliseconds."]
+    sink_objective_milliseconds(sink) = "tidegate_sink_objective_milliseconds";
+    #[doc = "What was measured lately of that, at the objective's quantile, in milliseconds."]
+    sink_objective_measured(sink) = "tidegate_sink_objective_measured_milliseconds";
+    #[doc = "Small files of a lake that wait to be joined, by sink."]
+    lake_small_files(sink) = "tidegate_lake_small_files";
 }
 
 histogram! {
@@ -154,11 +180,13 @@ histogram! {
     sink_visible_seconds(sink) = "tidegate_sink_visible_seconds", SECONDS;
 }
 
-/// Everything, in Prometheus' text format (version 0.0.4).
+/// Everything, and `more` families besides, in Prometheus' text format (version 0.0.4).
 #[must_use]
-pub fn render() -> Vec<u8> {
+pub fn render(more: Vec<MetricFamily>) -> Vec<u8> {
     let mut text = Vec::new();
-    if let Err(error) = TextEncoder::new().encode(&REGISTRY.gather(), &mut text) {
+    let mut families = REGISTRY.gather();
+    families.extend(more);
+    if let Err(error) = TextEncoder::new().encode(&families, &mut text) {
         tracing::error!(%error, "metrics could not be rendered");
     }
     text

@@ -1,11 +1,14 @@
 //! How it is: health, readiness, metrics, and the one document `ingestctl status` reads.
 
+use std::sync::Arc;
+
 use axum::{Json, extract::State};
 use http::{StatusCode, header};
 use serde_json::{Value, json};
+use tidegate_event::TenantId;
 
 use super::{Shared, log};
-use crate::{books::Tally, metrics, pipeline::Pipeline};
+use crate::{books::Tally, log::LogHandle, metrics, pipeline::Pipeline, sink::source::LogSource};
 
 pub(super) async fn healthz() -> &'static str {
     "ok\n"
@@ -21,7 +24,9 @@ pub(super) async fn metrics(
     State(pipeline): State<Shared>,
 ) -> ([(header::HeaderName, &'static str); 1], Vec<u8>) {
     publish(&pipeline);
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics::render())
+    let known = |tenant: &TenantId| pipeline.tenants.get(tenant).is_some();
+    let text = metrics::render(pipeline.sinks.families(&known));
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
 }
 
 /// Gauges are set when somebody asks.
@@ -34,7 +39,7 @@ fn publish(pipeline: &Pipeline) {
     }
     pipeline.sinks.publish();
     pipeline.books_standing();
-    for log in &pipeline.logs {
+    for log in &pipeline.embedded {
         let (label, totals) = (log.partition().to_string(), log.quarantine_totals());
         let signed = |n| i64::try_from(n).unwrap_or(i64::MAX);
         for (state, events, stretches) in [
@@ -78,12 +83,16 @@ pub(super) async fn offsets(State(pipeline): State<Shared>) -> Json<Value> {
 }
 
 fn partitions(pipeline: &Pipeline) -> Vec<Value> {
-    let one = |log: &crate::log::LogHandle| {
+    let bytes = |log: &dyn LogSource| {
+        let own = pipeline.embedded.iter().find(|own| own.partition() == log.partition());
+        own.map_or_else(|| log.bytes_since(log.earliest()), LogHandle::bytes)
+    };
+    let one = |log: &Arc<dyn LogSource>| {
         json!({
             "partition": log.partition(),
             "earliest": log.earliest(),
             "latest": log.latest(),
-            "bytes": log.bytes(),
+            "bytes": bytes(&**log),
         })
     };
     pipeline.logs.iter().map(one).collect()
@@ -92,7 +101,7 @@ fn partitions(pipeline: &Pipeline) -> Vec<Value> {
 pub(super) async fn status(State(pipeline): State<Shared>) -> Json<Value> {
     let reasons = pipeline.not_ready();
     let (difference, in_flight) = pipeline.books_difference();
-    let (quarantine, damaged) = log::summary(&pipeline.logs);
+    let (quarantine, damaged) = log::summary(&pipeline.embedded);
     Json(json!({
         "ready": reasons.is_empty(),
         "healthy": reasons.is_empty() && !damaged,
@@ -100,10 +109,13 @@ pub(super) async fn status(State(pipeline): State<Shared>) -> Json<Value> {
         "version": env!("CARGO_PKG_VERSION"),
         "generation": pipeline.generation(),
         "uptime_seconds": pipeline.started.elapsed().as_secs(),
+        "role": pipeline.config.role,
         "log_id": pipeline.log_id,
+        "peers": pipeline.peers(),
         "recovery": pipeline.recovery,
         "stages": pipeline.stages(),
         "partitions": partitions(&pipeline),
+        "log": pipeline.writers.about(),
         "log_quarantine": quarantine,
         "sinks": pipeline.sinks.status(),
         "books": { "difference": difference, "in_flight": in_flight, "gaps": pipeline.books_gaps().count },

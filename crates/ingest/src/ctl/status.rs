@@ -36,6 +36,8 @@ has acknowledged, 1 if not, 3 if it cannot be reached.
   WINDOWS    bytes a sink holds in memory; it may take three times as much for them
   LAG        events accepted that a sink has not made visible yet
   FRESHNESS  the age of the oldest of those
+  MEASURED   how old events were, lately, when they became visible: so many were not older
+  LATE       events older than the objective allows, those included that are not visible yet
 
 Examples:
   ingestctl status
@@ -63,7 +65,22 @@ struct Status {
     stages: Vec<Stage>,
     sinks: Vec<Sink>,
     dedup: Vec<Dedup>,
+    log: Log,
     log_quarantine: Damage,
+}
+
+/// Which log it is; of a log on Kafka what an operator should see.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Log {
+    kind: String,
+    topic: String,
+    promise_kept: bool,
+    min_insync: u32,
+    partitions_owned: Vec<u32>,
+    problems: Vec<String>,
+    throttled_milliseconds: u64,
+    error: Option<String>,
 }
 
 /// What a partition remembers of clients' ids.
@@ -122,8 +139,51 @@ struct Sink {
     delay_seconds: Option<f64>,
     held_bytes: Option<u64>,
     memory_bytes: Option<u64>,
+    paused: Option<String>,
     partitions: Vec<Progress>,
     held: Vec<Lane>,
+    freshness: Freshness,
+    joining: Option<Joining>,
+}
+
+/// What was measured of a sink's freshness lately.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Freshness {
+    objective: Option<String>,
+    state: Option<String>,
+    over_seconds: f64,
+    quantile: f64,
+    measured_seconds: Option<f64>,
+    events: u64,
+    late: u64,
+    unconfirmed: u64,
+    error: Option<String>,
+    lanes_missed: u64,
+    missed: Vec<Missed>,
+}
+
+/// A lane that misses its sink's objective.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Missed {
+    tenant: String,
+    event_type: String,
+    dead_letters: bool,
+    events: u64,
+    late: u64,
+    worst_seconds: f64,
+}
+
+/// How a lake's small files are joined.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Joining {
+    waiting_folders: u64,
+    waiting_files: u64,
+    removed_files: u64,
+    made_files: u64,
+    error: Option<String>,
 }
 
 /// How a sink does in one partition.
@@ -213,6 +273,10 @@ fn page(context: &Context, document: &Value, offsets: &Value) -> Result<String, 
     section(stages(&status));
     section(offsets.table());
     section(sinks(&status));
+    if status.sinks.iter().any(|sink| 0 < sink.freshness.events || sink.freshness.state.is_some()) {
+        section(freshness(&status));
+    }
+    lines.extend(kafka(context, &status.log));
     lines.extend(damage(context, &status.log_quarantine));
     lines.extend(troubles(context, &status));
     Ok(lines.join("\n"))
@@ -232,6 +296,31 @@ fn headline(context: &Context, status: &Status) -> Vec<String> {
         lines.push("  the server gives no reason".to_owned());
     }
     lines.extend(status.reasons.iter().map(|r| format!("  {}", human::safe(r))));
+    lines
+}
+
+/// What there is to say of a log on Kafka.
+fn kafka(context: &Context, log: &Log) -> Vec<String> {
+    if log.kind != "kafka" {
+        return Vec::new();
+    }
+    let owned: Vec<String> = log.partitions_owned.iter().map(u32::to_string).collect();
+    let owned = if owned.is_empty() { "none".to_owned() } else { owned.join(", ") };
+    let topic = human::safe(&log.topic);
+    let mut lines = vec![String::new()];
+    lines.push(format!("log on Kafka, topic {topic}; partitions whose sinks run here: {owned}"));
+    let mut worry = |text: String| {
+        lines.push(context.out.paint(Tone::Bad, &format!("  {}", human::safe(&text))));
+    };
+    if !log.promise_kept {
+        worry(format!("less than promised: an event is answered with {} copy", log.min_insync));
+    }
+    if 0 < log.throttled_milliseconds {
+        let n = log.throttled_milliseconds;
+        worry(format!("a quota of the brokers makes the producer wait, {n} ms of late"));
+    }
+    log.problems.iter().cloned().for_each(&mut worry);
+    log.error.iter().cloned().for_each(worry);
     lines
 }
 
@@ -317,6 +406,75 @@ fn sinks(status: &Status) -> Table {
     table
 }
 
+/// What was promised of each sink's freshness, and what was measured.
+fn freshness(status: &Status) -> Table {
+    let mut table = Table::new(&["VISIBLE", "OBJECTIVE", ">MEASURED", ">EVENTS", ">LATE", "STATE"]);
+    for sink in &status.sinks {
+        let own = &sink.freshness;
+        let quantile = format!("p{}", (own.quantile * 100_000.0).round() / 1_000.0);
+        table.row(vec![
+            human::safe(&sink.name),
+            match &own.objective {
+                Some(objective) => human::safe(objective),
+                None => format!("none over {}", human::seconds(own.over_seconds)),
+            },
+            match own.measured_seconds {
+                Some(measured) => format!("{quantile} {}", human::seconds(measured)),
+                None => "-".to_owned(),
+            },
+            human::count(own.events),
+            human::count(own.late),
+            own.state.as_deref().map_or("-".to_owned(), human::safe),
+        ]);
+    }
+    table
+}
+
+/// What of freshness and of small files a person should know.
+fn upkeep(sink: &Sink, say: &mut dyn FnMut(Tone, String)) {
+    let (name, own) = (human::safe(&sink.name), &sink.freshness);
+    let objective = own.objective.as_deref().map(human::safe).unwrap_or_default();
+    for lane in &own.missed {
+        let what = if lane.dead_letters { " (dead letters)" } else { "" };
+        let late = human::count(lane.late);
+        say(
+            Tone::Warning,
+            format!(
+                "{name}: {}/{}{what} misses {objective}: {late} of {} late, the oldest {}",
+                human::safe(&lane.tenant),
+                human::safe(&lane.event_type),
+                human::things(lane.events, "event", "events"),
+                human::seconds(lane.worst_seconds),
+            ),
+        );
+    }
+    let more = own.lanes_missed.saturating_sub(own.missed.len() as u64);
+    if 0 < more {
+        say(Tone::Warning, format!("{name}: … and {} more", human::things(more, "lane", "lanes")));
+    }
+    if let Some(error) = own.error.as_deref().filter(|_| 0 < own.unconfirmed) {
+        let events = human::things(own.unconfirmed, "event", "events");
+        let error = human::safe(error);
+        say(Tone::Warning, format!("{name}: {events} written, not confirmed: {error}"));
+    }
+    let Some(joining) = &sink.joining else { return };
+    if let Some(error) = &joining.error {
+        say(Tone::Warning, format!("{name}: small files: {}", human::safe(error)));
+    }
+    if 0 < joining.waiting_files + joining.made_files {
+        say(
+            Tone::Strong,
+            format!(
+                "{name}: {} joined into {} since the start, {} in {} wait",
+                human::things(joining.removed_files, "small file", "small files"),
+                human::count(joining.made_files),
+                human::count(joining.waiting_files),
+                human::things(joining.waiting_folders, "folder", "folders"),
+            ),
+        );
+    }
+}
+
 /// Damaged stretches of the log: those that wait for a person first, the others in one line.
 fn damage(context: &Context, damage: &Damage) -> Vec<String> {
     let mut lines = Vec::new();
@@ -376,6 +534,9 @@ fn troubles(context: &Context, status: &Status) -> Vec<String> {
                 say(Tone::Bad, format!("{name}: {state} at partition {at}: {error}"));
             }
         }
+        if let Some(why) = &sink.paused {
+            say(Tone::Strong, format!("{name}: its windows wait: {}", human::safe(why)));
+        }
         if sink.policy == "block" && 0 < sink.pinned_bytes {
             let pinned = human::bytes(sink.pinned_bytes);
             say(Tone::Warning, format!("{name}: its held lanes keep {pinned} of the log"));
@@ -392,6 +553,7 @@ fn troubles(context: &Context, status: &Status) -> Vec<String> {
             let error = human::safe(&lane.error);
             say(Tone::Warning, format!("{name}: {lane_name} is held ({held}): {error}"));
         }
+        upkeep(sink, &mut say);
     }
     for dedup in &status.dedup {
         for window in dedup.windows.iter().filter(|w| w.kept_seconds < w.window_seconds) {

@@ -3,7 +3,6 @@
 use std::{
     borrow::Cow,
     collections::{BTreeMap, HashMap, HashSet},
-    path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -16,12 +15,13 @@ use tokio::sync::watch;
 
 use super::{
     Filter, LaneRows, Policy, Sink, WriteError,
+    freshness::{Freshness, Wrote},
     memory::Memory,
     pace::{Meter, Pace, Slow},
     quarantine::{Quarantine, QuarantinedEvent},
     rows::{Head, Lane, Row},
     source::{LogSource, SourceHold},
-    state::{Held, State},
+    state::{Held, SaveError, State, StateStore},
     status::SinkState,
     window::Cut,
 };
@@ -29,7 +29,6 @@ use crate::{
     clock::Clock,
     faults::{Bug, planted},
     metrics,
-    storage::Storage,
 };
 
 /// What is told of a thread that panicked.
@@ -47,6 +46,8 @@ pub(super) struct Shared {
     pub name: String,
     pub policy: Policy,
     pub filter: Filter,
+    /// Of all partitions of the sink.
+    pub freshness: Arc<Freshness>,
     pub log: Arc<dyn LogSource>,
     /// The bound of the backlog in bytes, at its most.
     pub bound_bytes: u64,
@@ -68,6 +69,8 @@ pub(super) struct Board {
     pub phase: SinkState,
     /// When the oldest event behind the cursor was received, as far as it was read.
     pub oldest: Option<ReceivedAt>,
+    /// Why what is gathered waits, though it is old enough.
+    pub paused: Option<String>,
     /// What is known of held lanes and is no part of the state.
     pub notes: HashMap<Lane, Note>,
     /// Held lanes that a thread is at, and since when.
@@ -82,6 +85,7 @@ impl Board {
             state,
             phase: SinkState::Running,
             oldest: None,
+            paused: None,
             notes: HashMap::new(),
             at_work: BTreeMap::new(),
             drain: Meter::default(),
@@ -167,9 +171,8 @@ pub(super) trait Onlooker {
 pub(super) struct Desk {
     pub shared: Arc<Shared>,
     pub sink: Arc<dyn Sink>,
-    pub storage: Arc<dyn Storage>,
     pub clock: Arc<dyn Clock>,
-    pub path: PathBuf,
+    pub store: Box<dyn StateStore>,
     pub quarantine: Arc<Quarantine>,
     pub cut: Cut,
     pub pace: Mutex<Pace>,
@@ -228,8 +231,13 @@ impl Desk {
         if planted(Bug::HoldBeforeCursor) {
             self.let_go(state.lowest());
         }
-        while let Err(error) = state.save(&*self.storage, &self.path) {
-            self.wait(&format!("{}: {error}", self.path.display()), BACKOFF_FIRST)?;
+        while let Err(error) = state.save(&*self.store) {
+            if let SaveError::Fenced = error {
+                // Whoever has the partition now goes on from what was saved last.
+                self.fail(error.to_string());
+                return Err(End::Fault(error.to_string()));
+            }
+            self.wait(&format!("{}: {error}", self.store.place()), BACKOFF_FIRST)?;
         }
         let lowest = state.lowest();
         let name = &self.shared.name;
@@ -280,6 +288,9 @@ impl Desk {
             if rows.is_empty() {
                 return Ok(LaneOutcome::Done { stored: 0, quarantined, took: Duration::ZERO });
             }
+            while !self.store.may_write() {
+                self.wait("whose the partition is, is not known at the moment", BACKOFF_FIRST)?;
+            }
             let (log_id, partition) = (self.shared.log.log_id(), self.shared.log.partition());
             let given = LaneRows { log_id, partition, lane, heads, rows: &rows };
             onlooker.begins();
@@ -289,6 +300,7 @@ impl Desk {
             let error = match written {
                 Ok(()) => {
                     let (stored, took) = (rows.len() as u64, began.elapsed());
+                    self.visible(lane, heads, &rows);
                     return Ok(LaneOutcome::Done { stored, quarantined, took });
                 }
                 Err(WriteError::Reject { rows: guilty }) => {
@@ -352,6 +364,13 @@ impl Desk {
             }
             std::thread::sleep(left.min(TICK));
         }
+    }
+
+    /// Notes when rows became visible.
+    pub fn visible(&self, lane: &Lane, heads: &[Head<'_>], rows: &[Row<'_>]) {
+        let log = &self.shared.log;
+        let wrote = Wrote { log_id: log.log_id(), partition: log.partition(), lane, heads, rows };
+        self.shared.freshness.wrote(wrote, self.clock.now());
     }
 
     /// Tries the lane again later, each time later.

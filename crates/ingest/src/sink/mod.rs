@@ -11,6 +11,9 @@
 //! | `crew`, `delivery`, `held` | its threads: a window's writer; lanes that wait alone, and catch up |
 //! | `desk` | what these threads share: board, state file, how rows are written |
 //! | `pace`, `memory`, `pressure` | which lane is slow; how large a window may be; what is shed |
+//! | `reconcile` | holds a destination against the log, writes what it lost |
+//! | `freshness` | how old events are when they become visible, and what was promised |
+//! | `upkeep` | work beside writing, behind all else |
 //! | `blackhole` | the shortest sink, meant to be copied (docs/add-a-sink.md) |
 //! | `clickhouse` | inserts into tables of ClickHouse |
 //! | `elasticsearch` | creates documents in data streams of Elasticsearch or OpenSearch |
@@ -23,9 +26,14 @@
 //! After a crash the same window is read again (its hash says that it is the same), and writing it
 //! again changes nothing.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use serde::{Deserialize, Serialize};
+use tidegate_event::{Partition, ReceivedAt};
 use tokio::runtime::Handle;
 
 use crate::{
@@ -40,6 +48,7 @@ mod delivery;
 mod desk;
 mod elasticsearch;
 mod expire;
+pub mod freshness;
 mod held;
 mod kafka;
 pub mod lake;
@@ -49,6 +58,7 @@ mod pace;
 mod poison;
 mod pressure;
 mod quarantine;
+pub mod reconcile;
 pub mod rows;
 pub mod runner;
 mod secret;
@@ -56,15 +66,18 @@ pub mod source;
 pub mod start;
 pub mod state;
 pub mod status;
+pub mod upkeep;
 mod web;
 mod window;
 mod worker;
 
+pub use freshness::Objective;
 pub use memory::{FACTOR as MEMORY_FACTOR, ROW_BYTES};
+pub use reconcile::Found;
 pub use rows::{Lane, LaneRows};
 pub use runner::{SinkParts, SinkStartError, Sinks, start, start_with};
 pub use start::Start;
-pub use status::{Counts, HeldLane, LaneCounts, SinkState, SinkStatus};
+pub use status::{Counts, HeldLane, JoinStatus, LaneCounts, SinkState, SinkStatus};
 
 /// Every kind of sink. To add one, add a row.
 pub const SINKS: &[SinkKind] =
@@ -99,6 +112,8 @@ pub type OpenSink = fn(&SinkConfig, &SinkContext) -> Result<Arc<dyn Sink>, SinkC
 /// What a sink may use.
 #[derive(Clone)]
 pub struct SinkContext {
+    /// The log whose events it gets: 8 characters; empty where there is none.
+    pub log_id: String,
     /// The data folder.
     pub data_dir: PathBuf,
     /// The file system.
@@ -132,10 +147,66 @@ pub trait Sink: Send + Sync {
     /// Its own words when it does not.
     fn probe(&self) -> Result<(), String>;
 
+    /// This process begins with a partition, of which another one may have written meanwhile: what is
+    /// remembered of it counts for nothing any more.
+    fn begins_with(&self, _partition: Partition) {}
+
     /// How old the oldest event may grow before a window is cut, where the configuration is silent.
     fn flush_age(&self) -> Duration {
         Duration::from_secs(5)
     }
+
+    /// True where what is written is visible only once [`Sink::are_visible`] says so.
+    fn asks(&self) -> bool {
+        false
+    }
+
+    /// Which of these rows, all of which were written, can be read at the destination.
+    ///
+    /// # Errors
+    /// Its own words when it cannot be asked.
+    fn are_visible(&self, marks: &[freshness::Mark]) -> Result<Vec<bool>, String> {
+        Ok(vec![true; marks.len()])
+    }
+
+    /// What there is to do beside writing, by a thread of its own.
+    fn upkeep(&self) -> Option<&dyn upkeep::Upkeep> {
+        None
+    }
+
+    /// True where it can be asked which rows it has.
+    fn can_reconcile(&self) -> bool {
+        false
+    }
+
+    /// Which of these rows, all of which it had stored, the destination does not have; `repair` (the
+    /// name of a repair): writes those, so that a second try under the same name changes nothing.
+    ///
+    /// # Errors
+    /// [`WriteError`], with what was found where all was asked.
+    fn reconcile(
+        &self,
+        rows: &LaneRows<'_>,
+        repair: Option<&str>,
+        now: ReceivedAt,
+    ) -> Result<Found, (Option<Found>, WriteError)> {
+        let _ = (rows, repair, now);
+        Err((None, WriteError::Conflict { cause: "it cannot be asked which rows it has".into() }))
+    }
+
+    /// What the destination is to be spared, if anything now: windows that are not full wait for it.
+    fn pause(&self) -> Option<Pause> {
+        None
+    }
+}
+
+/// Why windows that are old enough wait.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pause {
+    /// Until then.
+    pub until: Instant,
+    /// Why, in words for `status`.
+    pub why: String,
 }
 
 /// What the runner must do next. Variants are actions, not causes.
@@ -181,6 +252,9 @@ pub struct SinkConfig {
     /// When a window is cut.
     #[serde(default)]
     pub flush: Flush,
+    /// How fresh what it makes visible is to be, such as `"p95 < 3s"`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub objective: Option<Objective>,
     /// What happens when its backlog reaches `log.backlog_bytes`.
     #[serde(default)]
     pub policy: Policy,
@@ -207,6 +281,7 @@ impl SinkConfig {
             start: Start::First,
             filter: Filter::default(),
             flush: Flush::default(),
+            objective: None,
             policy: Policy::default(),
             options: toml::Table::new(),
         }

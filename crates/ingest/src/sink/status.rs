@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use serde::{Deserialize, Serialize};
 use tidegate_event::{Offset, Partition};
 
-use super::{Policy, rows::Lane, start::Began};
+use super::{Policy, freshness::FreshnessStatus, rows::Lane, start::Began};
 
 /// What became of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -162,6 +162,32 @@ pub struct SinkStatus {
     pub held_bytes: u64,
     /// Age in seconds of the oldest accepted event not visible yet; 0 when there is none.
     pub freshness_seconds: f64,
+    /// Why windows that are old enough wait, where they do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub paused: Option<String>,
+    /// How old events were when they became visible, and whether that is what was promised.
+    pub freshness: FreshnessStatus,
     /// The lanes that wait alone.
     pub held: Vec<HeldLane>,
+    /// How joining small files does, for a lake that does it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub joining: Option<JoinStatus>,
+}
+
+/// How joining small files does.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct JoinStatus {
+    /// Folders with more than one small file.
+    pub waiting_folders: u64,
+    /// The small files in them.
+    pub waiting_files: u64,
+    /// Files that others have taken the place of, since the start.
+    pub removed_files: u64,
+    /// Files that have taken their place, since the start.
+    pub made_files: u64,
+    /// Rounds and folders that failed, since the start.
+    pub failures: u64,
+    /// Why the last round failed, if it did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }

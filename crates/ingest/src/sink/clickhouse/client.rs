@@ -60,18 +60,23 @@ pub struct Request<'a> {
 }
 
 impl Client {
+    /// Where it talks to.
+    pub fn url(&self) -> &Url {
+        &self.url
+    }
+
     /// Makes a client; makes no request.
     ///
     /// # Errors
     /// [`SinkConfigError`] for a password or certificates that cannot be read.
-    pub fn open(settings: &Settings, runtime: Handle) -> Result<Self, SinkConfigError> {
+    pub fn open(settings: &Settings, url: &Url, runtime: Handle) -> Result<Self, SinkConfigError> {
         let fault = |cause: String| SinkConfigError(format!("clickhouse: {cause}"));
         let Settings { connect_timeout, timeout, .. } = *settings;
         let reach = Reach { ca: settings.ca.as_deref(), connect_timeout, timeout };
         let http = web::client(&reach).map_err(fault)?;
         Ok(Self {
             http,
-            url: settings.url.clone(),
+            url: url.clone(),
             user: settings.user.clone(),
             password: settings.password()?,
             timeout: settings.timeout,

@@ -305,6 +305,10 @@ impl Sink for Elasticsearch {
         Err(WriteError::Reject { rows: attempt.guilty })
     }
 
+    fn begins_with(&self, partition: Partition) {
+        self.settled().retain(|(of, _)| *of != partition);
+    }
+
     fn probe(&self) -> Result<(), String> {
         streams::product(&self.client).map_err(|cause| format!("{}: {cause}", self.settings.url))
     }

@@ -6,9 +6,12 @@ use serde::Deserialize;
 
 use super::{
     super::{SinkConfig, SinkConfigError, names::Template},
-    connection::{Connection, Sasl, Tls},
+    connection::Connection,
 };
-use crate::config::{Size, Span};
+use crate::{
+    config::{Size, Span},
+    kafka::{Compression, Sasl, Tls},
+};
 
 /// The longest name of a topic.
 const TOPIC_BYTES_MAX: usize = 249;
@@ -73,35 +76,6 @@ pub enum Key {
     Field(String),
     /// Nothing: partitions by turns.
     None,
-}
-
-/// How batches are compressed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Compression {
-    /// As they are.
-    None,
-    /// The fastest.
-    Lz4,
-    /// The smallest.
-    Zstd,
-    /// What old clients read.
-    Gzip,
-    /// The same.
-    Snappy,
-}
-
-impl Compression {
-    /// As librdkafka names it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::None => "none",
-            Self::Lz4 => "lz4",
-            Self::Zstd => "zstd",
-            Self::Gzip => "gzip",
-            Self::Snappy => "snappy",
-        }
-    }
 }
 
 /// Where a Kafka sink writes to, and how.
@@ -251,6 +225,7 @@ mod tests {
             ("servers='a:1',options={'transactional.id'='x'}", "transactional.id"),
             ("servers='a:1',tls={certificate='a'}", "go together"),
             ("servers='a:1',sasl={mechanism='PLAIN',user='',password=''}", "sasl.user"),
+            ("servers='a:1',sasl={mechanism='OAUTHBEARER',user='u',password='p'}", "SCRAM-SHA-512"),
         ] {
             let fault = read(options).err().unwrap().to_string();
             assert!(fault.contains(why), "{options}: {fault}");

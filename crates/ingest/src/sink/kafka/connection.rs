@@ -1,10 +1,9 @@
 //! How brokers are reached: encryption, who we are, and librdkafka's own settings. The same names as in `[log.kafka]`.
 
-use std::{collections::BTreeMap, path::PathBuf};
-
-use serde::Deserialize;
+use std::collections::BTreeMap;
 
 use super::super::secret;
+use crate::kafka::{Mechanism, Sasl, Tls};
 
 /// How brokers are reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,63 +16,6 @@ pub struct Connection {
     pub sasl: Option<Sasl>,
     /// More settings of librdkafka by their names, except those that the promises rest on.
     pub options: BTreeMap<String, String>,
-}
-
-/// `tls`: the section alone turns it on.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Tls {
-    /// Certificates to trust (PEM); the machine's own if absent.
-    pub ca: Option<PathBuf>,
-    /// Our certificate (PEM), where the brokers ask for one.
-    pub certificate: Option<PathBuf>,
-    /// Its key (PEM).
-    pub key: Option<PathBuf>,
-}
-
-/// `sasl`
-#[derive(Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Sasl {
-    /// How.
-    pub mechanism: Mechanism,
-    /// Who.
-    pub user: String,
-    /// The secret, or `file:PATH` or `env:NAME` that holds it.
-    pub password: String,
-}
-
-impl std::fmt::Debug for Sasl {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Sasl")
-            .field("mechanism", &self.mechanism)
-            .field("user", &self.user)
-            .finish_non_exhaustive()
-    }
-}
-
-/// How a client says who it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-pub enum Mechanism {
-    /// The password as it is: over TLS only, by all means.
-    #[serde(rename = "PLAIN")]
-    Plain,
-    /// A proof of it.
-    #[serde(rename = "SCRAM-SHA-256")]
-    ScramSha256,
-    /// A proof of it.
-    #[serde(rename = "SCRAM-SHA-512")]
-    ScramSha512,
-}
-
-impl Mechanism {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Plain => "PLAIN",
-            Self::ScramSha256 => "SCRAM-SHA-256",
-            Self::ScramSha512 => "SCRAM-SHA-512",
-        }
-    }
 }
 
 /// Settings of librdkafka that are not for `options`: what begins like one of these is either what a promise rests
@@ -129,6 +71,15 @@ impl Connection {
         }
         if self.sasl.as_ref().is_some_and(|sasl| sasl.user.is_empty()) {
             return Some("sasl.user is empty".to_owned());
+        }
+        let unknown = |sasl: &Sasl| {
+            sasl.mechanism == Mechanism::OauthBearer
+                || sasl.token_url.is_some()
+                || sasl.scope.is_some()
+        };
+        if self.sasl.as_ref().is_some_and(unknown) {
+            let known = "PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512";
+            return Some(format!("sasl: a sink logs in by {known}, without token_url and scope"));
         }
         let fixed = |name: &&String| NOT_FOR_OPTIONS.iter().any(|fixed| name.starts_with(fixed));
         self.options.keys().find(fixed).map(|name| {

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, HashSet},
     path::Path as FilePath,
     sync::Arc,
+    time::Duration,
 };
 
 use bytes::{Buf, Bytes, buf::Reader};
@@ -40,7 +41,30 @@ pub enum InventoryError {
         /// What is wrong.
         cause: String,
     },
+    /// Files of this folder are being joined; it did not end while this was asked.
+    #[error(
+        "{path}: files of this folder are being joined; the server that did so ends it, at its next \
+         start at the latest"
+    )]
+    Joining {
+        /// What stands there meanwhile.
+        path: String,
+    },
 }
+
+impl InventoryError {
+    /// Which file it is about.
+    fn path(&self) -> &str {
+        match self {
+            Self::Store(error) => &error.path,
+            Self::File { path, .. } | Self::Joining { path } => path,
+        }
+    }
+}
+
+/// How often files are listed again that were being joined, and how long after.
+const TRIES: usize = 120;
+const AGAIN: Duration = Duration::from_millis(500);
 
 /// What one file says of itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -110,6 +134,61 @@ impl LakeReader {
     /// # Errors
     /// [`InventoryError`].
     pub fn inventory(&self) -> Result<Vec<FileFacts>, InventoryError> {
+        self.steadily(|| self.list_facts())
+    }
+
+    /// Lists and reads again where files were joined meanwhile.
+    fn steadily<T>(
+        &self,
+        read: impl Fn() -> Result<T, InventoryError>,
+    ) -> Result<T, InventoryError> {
+        for _ in 1..TRIES {
+            let error = match read() {
+                Ok(read) => return Ok(read),
+                Err(error) => error,
+            };
+            let is_joining = matches!(error, InventoryError::Joining { .. });
+            if !is_joining && self.store.is_there(&Path::from(error.path()))? {
+                return Err(error);
+            }
+            if is_joining {
+                std::thread::sleep(AGAIN);
+            }
+        }
+        read()
+    }
+
+    /// Rows by lane, of each file those below the offset that `end` gives for it.
+    ///
+    /// # Errors
+    /// [`InventoryError`].
+    pub fn rows_below(
+        &self,
+        end: impl Fn(&FileFacts) -> Option<Offset>,
+    ) -> Result<BTreeMap<Lane, u64>, InventoryError> {
+        self.steadily(|| {
+            let mut rows = BTreeMap::<Lane, u64>::new();
+            for facts in self.list_facts()? {
+                let Some(end) = end(&facts).filter(|end| facts.first < *end) else { continue };
+                *rows.entry(facts.lane.clone()).or_default() += self.part_below(&facts, end)?;
+            }
+            Ok(rows)
+        })
+    }
+
+    /// A file of one window is below a cursor or behind it; one that was joined may be both.
+    fn part_below(&self, facts: &FileFacts, end: Offset) -> Result<u64, InventoryError> {
+        if facts.last < end {
+            return Ok(facts.rows);
+        }
+        let path = Path::from(facts.path.as_str());
+        let Some((_, format)) = FileName::parse(self.store.root(), &path) else { return Ok(0) };
+        let mut offsets = Vec::new();
+        self.offsets(&path, format, facts.bytes, &mut offsets)?;
+        Ok(offsets.iter().filter(|offset| **offset < end.0).count() as u64)
+    }
+
+    fn list_facts(&self) -> Result<Vec<FileFacts>, InventoryError> {
         let mut facts = Vec::new();
         for (path, name, format, bytes) in self.files()? {
             let rows = match format {
@@ -140,6 +219,10 @@ impl LakeReader {
     /// # Errors
     /// [`InventoryError`].
     pub fn check_lane(&self, lane: &Lane) -> Result<Vec<LaneCheck>, InventoryError> {
+        self.steadily(|| self.look_at_lane(lane))
+    }
+
+    fn look_at_lane(&self, lane: &Lane) -> Result<Vec<LaneCheck>, InventoryError> {
         let mut found: BTreeMap<(String, Partition), Vec<u64>> = BTreeMap::new();
         for (path, name, format, bytes) in self.files()? {
             if name.lane == *lane {
@@ -174,6 +257,15 @@ impl LakeReader {
         event_type: Option<&EventType>,
         ids: &HashSet<String>,
     ) -> Result<HashSet<String>, InventoryError> {
+        self.steadily(|| self.look_for_ids(tenant, event_type, ids))
+    }
+
+    fn look_for_ids(
+        &self,
+        tenant: &TenantId,
+        event_type: Option<&EventType>,
+        ids: &HashSet<String>,
+    ) -> Result<HashSet<String>, InventoryError> {
         let mut found = HashSet::new();
         for (path, name, format, bytes) in self.files()? {
             let wanted = name.lane.tenant == *tenant
@@ -202,6 +294,9 @@ impl LakeReader {
         let mut files = Vec::new();
         for area in ["events", "dead_letters"] {
             for (path, bytes) in self.store.list(area)? {
+                if FileName::is_blocker(&path) {
+                    return Err(InventoryError::Joining { path: path.to_string() });
+                }
                 if let Some((name, format)) = FileName::parse(self.store.root(), &path) {
                     files.push((path, name, format, bytes));
                 }

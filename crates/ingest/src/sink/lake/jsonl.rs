@@ -12,7 +12,14 @@ use super::{
 /// # Errors
 /// As the compressor's; writing to memory does not fail.
 pub fn encode(table: &Table, format: Format) -> io::Result<Vec<u8>> {
-    let lines = lines(table)?;
+    compress(lines(table)?, format)
+}
+
+/// Lines as a file of this format.
+///
+/// # Errors
+/// As the compressor's; writing to memory does not fail.
+pub fn compress(lines: Vec<u8>, format: Format) -> io::Result<Vec<u8>> {
     match format {
         Format::Jsonl | Format::Parquet => Ok(lines),
         Format::JsonlGz => {
@@ -39,6 +46,17 @@ pub fn decode(bytes: &[u8], format: Format) -> io::Result<Vec<u8>> {
         Format::JsonlZst => zstd::stream::copy_decode(bytes, &mut lines)?,
     }
     Ok(lines)
+}
+
+/// How long the lines of a file are, where it says so.
+#[must_use]
+pub fn decoded_bytes(bytes: &[u8], format: Format) -> Option<u64> {
+    match format {
+        Format::Jsonl | Format::Parquet => Some(bytes.len() as u64),
+        // What one member says of itself, modulo 4 GiB: no file of ours is as long.
+        Format::JsonlGz => Some(u32::from_le_bytes(*bytes.last_chunk()?).into()),
+        Format::JsonlZst => zstd::zstd_safe::get_frame_content_size(bytes).ok()?,
+    }
 }
 
 fn lines(table: &Table) -> io::Result<Vec<u8>> {
@@ -176,6 +194,7 @@ mod tests {
             let bytes = encode(&table(), format).unwrap();
             assert_eq!(bytes, encode(&table(), format).unwrap());
             assert_eq!(decode(&bytes, format).unwrap(), plain);
+            assert_eq!(decoded_bytes(&bytes, format), Some(plain.len() as u64));
         }
     }
 }

@@ -40,6 +40,9 @@ impl Format {
     }
 }
 
+/// In the name of what stands in a folder whose files are being joined.
+const BLOCKER: &str = "joining";
+
 /// What a file's name says.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FileName {
@@ -80,6 +83,24 @@ impl FileName {
             file,
         ];
         root.parts().chain(own.iter().map(|part| PathPart::from(part.as_str()))).collect()
+    }
+
+    /// The name, in the same folder, of what no reader can read while files of this log and partition
+    /// are joined there. It is no file of a lake.
+    #[must_use]
+    pub fn blocker(&self, root: &Path, format: Format) -> Path {
+        let path = self.path(root, format);
+        let parts: Vec<_> = path.parts().collect();
+        let name = format!("{}-{}.{BLOCKER}.{}", self.log_id, self.partition, format.name());
+        let folder = parts.split_last().map(|(_, folder)| folder).unwrap_or_default();
+        folder.iter().cloned().chain([PathPart::from(name.as_str())]).collect()
+    }
+
+    /// True for a place that [`FileName::blocker`] gives.
+    #[must_use]
+    pub fn is_blocker(path: &Path) -> bool {
+        let mut name = path.filename().unwrap_or_default().split('.');
+        name.nth(1) == Some(BLOCKER)
     }
 
     /// Reads a place under the sink's root; `None` for what is no file of a lake.
@@ -158,6 +179,24 @@ mod tests {
             "lake/events/tenant=acme/event_type=Page.View-1/date=2025-11-24/hour=16/\
              abcd1234-3-10-19.parquet"
         );
+    }
+
+    #[test]
+    fn a_blocker_ends_as_its_folders_files_do_and_is_none_of_them() {
+        let name = name("acme", "view", true, 490_000, 10);
+        for (ending, format) in Format::ALL {
+            let path = name.blocker(&Path::from("lake"), *format);
+            assert_eq!(
+                path.as_ref(),
+                format!(
+                    "lake/dead_letters/tenant=acme/event_type=view/date=2025-11-24/hour=16/\
+                     abcd1234-3.joining.{ending}"
+                )
+            );
+            assert!(FileName::is_blocker(&path));
+            assert_eq!(FileName::parse(&Path::from("lake"), &path), None);
+            assert!(!FileName::is_blocker(&name.path(&Path::from("lake"), *format)));
+        }
     }
 
     #[test]

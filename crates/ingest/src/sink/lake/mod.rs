@@ -9,11 +9,13 @@
 //! | `parquet`, `jsonl` | a table as bytes; the same table, the same bytes |
 //! | `store` | puts a file whole, once, durable; `remote`: into an object store |
 //! | `inventory` | reads a lake back, for audits |
+//! | `merge` | joins small files later |
 
 pub(super) mod columns;
 mod inventory;
 pub(super) mod jsonl;
 pub mod layout;
+mod merge;
 mod parquet;
 mod project;
 mod remote;
@@ -30,8 +32,13 @@ pub use layout::{FileName, Format};
 pub use project::{Project, SchemaColumn, Schemas};
 pub use store::{LakeStore, OpenStoreError, Put, StoreError, Wrap};
 
-use super::{LaneRows, Sink, SinkConfig, SinkConfigError, SinkContext, SinkKind, WriteError};
+use super::{
+    LaneRows, Sink, SinkConfig, SinkConfigError, SinkContext, SinkKind, WriteError,
+    status::JoinStatus,
+    upkeep::{Turn, Upkeep},
+};
 use crate::faults::{self, Bug, planted};
+use merge::Merger;
 use table::FilePlan;
 
 pub(super) const KIND: SinkKind = SinkKind {
@@ -48,17 +55,19 @@ pub struct Lake {
     store: LakeStore,
     format: Format,
     schemas: Arc<dyn Schemas>,
+    merger: Merger,
 }
 
 /// What `options` may hold.
 struct Options {
     format: Format,
     store: toml::Table,
+    merge: Option<merge::Settings>,
 }
 
 impl Options {
     fn read(config: &SinkConfig) -> Result<Self, SinkConfigError> {
-        let mut options = Self { format: Format::Parquet, store: toml::Table::new() };
+        let mut options = Self { format: Format::Parquet, store: toml::Table::new(), merge: None };
         for (key, value) in &config.options {
             match (key.as_str(), value) {
                 ("format", toml::Value::String(name)) => {
@@ -71,10 +80,15 @@ impl Options {
                     })?;
                 }
                 ("store", toml::Value::Table(table)) => options.store = table.clone(),
+                ("merge", value) => {
+                    let merge = merge::Settings::read(value);
+                    options.merge =
+                        merge.map_err(|e| SinkConfigError(format!("options.merge: {e}")))?;
+                }
                 _ => {
                     return Err(SinkConfigError(format!(
-                        "lake has no option {key:?} of this form; it has format (text) and store \
-                         (a table for the object store's client)"
+                        "lake has no option {key:?} of this form; it has format (text), merge \
+                         (true, false or a table) and store (a table for the object store's client)"
                     )));
                 }
             }
@@ -106,12 +120,19 @@ impl Lake {
         let store = LakeStore::open(
             &url(config, &context.data_dir),
             &options.store,
-            Arc::clone(&context.storage),
+            (Arc::clone(&context.storage), &context.log_id),
             context.runtime.clone(),
             wrap,
         )
         .map_err(|e| SinkConfigError(e.to_string()))?;
-        Ok(Self { store, format: options.format, schemas: Arc::clone(&context.schemas) })
+        let what = (config.name.as_str(), options.format, store.is_local());
+        let merger = Merger::open(options.merge, what, &context.storage, &context.data_dir);
+        Ok(Self {
+            store,
+            format: options.format,
+            schemas: Arc::clone(&context.schemas),
+            merger: merger.map_err(SinkConfigError)?,
+        })
     }
 
     /// Makes the file of `plan` in memory.
@@ -154,9 +175,20 @@ impl Lake {
             name.last = name.last.plus(faults::attempt());
         }
         let path = name.path(self.store.root(), self.format);
+        if let Some(floor) = self.merger.floor(&name).filter(|floor| name.first < *floor) {
+            return Err(WriteError::Conflict {
+                cause: format!(
+                    "{path} would be written a second time: the lane's files below offset {floor} were \
+                     joined; was the sink's cursor set back?"
+                ),
+            });
+        }
         let retry = |e: StoreError| WriteError::Retry { cause: e.to_string() };
         match self.store.put_new(&path, bytes.clone()).map_err(retry)? {
-            Put::Done => Ok(()),
+            Put::Done => {
+                self.merger.wrote(&name, bytes.len());
+                Ok(())
+            }
             // Another version of the program may encode the same rows to other bytes.
             Put::Taken(there) if self.same_rows(&there, &bytes, &hash) => {
                 self.store.confirm(&path).map_err(retry)
@@ -244,5 +276,19 @@ impl Sink for Lake {
 
     fn flush_age(&self) -> Duration {
         Duration::from_secs(if self.store.is_local() { 5 } else { 60 })
+    }
+
+    fn upkeep(&self) -> Option<&dyn Upkeep> {
+        self.merger.is_on().then_some(self)
+    }
+}
+
+impl Upkeep for Lake {
+    fn turn(&self, turn: &Turn<'_>) -> Duration {
+        self.merger.turn(&self.store, turn)
+    }
+
+    fn joining(&self) -> Option<JoinStatus> {
+        Some(self.merger.status())
     }
 }

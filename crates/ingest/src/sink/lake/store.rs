@@ -85,15 +85,16 @@ const READ_ONLY: &str = "this lake was opened to be read";
 
 impl LakeStore {
     /// Opens `url`: a folder, `file://`, `s3://`, `gs://` or `az://`; `options` go to the object
-    /// store's client, on top of the usual environment variables. Removes what an earlier run left
-    /// in `staging/`. No request is made to an object store.
+    /// store's client, on top of the usual environment variables. Removes what an earlier run of the
+    /// same log left in `staging/`: other logs' writers may be at work there. No request is made to an
+    /// object store.
     ///
     /// # Errors
     /// [`OpenStoreError`] for a URL or option nobody knows, and for a folder that cannot be made.
     pub fn open(
         url: &str,
         options: &toml::Table,
-        storage: Arc<dyn Storage>,
+        storage: (Arc<dyn Storage>, &str),
         runtime: Handle,
         wrap: Wrap<'_>,
     ) -> Result<Self, OpenStoreError> {
@@ -128,7 +129,7 @@ impl LakeStore {
     fn open_local(
         dir: &FilePath,
         options: &toml::Table,
-        storage: Arc<dyn Storage>,
+        (storage, log_id): (Arc<dyn Storage>, &str),
         runtime: Handle,
         wrap: Wrap<'_>,
     ) -> Result<Self, String> {
@@ -138,9 +139,19 @@ impl LakeStore {
         let staging = dir.join(STAGING);
         storage.create_dir_all(&staging).map_err(|e| format!("{}: {e}", staging.display()))?;
         let stale = storage.list(&staging).map_err(|e| format!("{}: {e}", staging.display()))?;
-        for name in stale {
+        // Other logs' writers may share the folder, and be at work in it.
+        let own = |name: &&String| {
+            name.as_str() == PROBE
+                || name.strip_prefix(log_id).is_some_and(|rest| rest.starts_with('-'))
+        };
+        for name in stale.iter().filter(own) {
             let path = staging.join(name);
-            storage.remove(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+            match storage.remove(&path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(format!("{}: {error}", path.display()));
+                }
+                Ok(()) | Err(_) => {}
+            }
         }
         let files = LocalFileSystem::new_with_prefix(dir).map_err(|e| e.to_string())?;
         let local = Local {
@@ -305,6 +316,68 @@ impl LakeStore {
         self.runtime.block_on(async { self.objects.get(path).await?.bytes().await }).map_err(fault)
     }
 
+    /// A whole file, if it is there. Blocks.
+    ///
+    /// # Errors
+    /// [`StoreError`] when that cannot be told, or it cannot be read.
+    pub fn get_if_there(&self, path: &Path) -> Result<Option<Bytes>, StoreError> {
+        let got = self.runtime.block_on(async { self.objects.get(path).await?.bytes().await });
+        match got {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(self.fault(path, error)),
+        }
+    }
+
+    /// True where there is a file of this name. Blocks.
+    ///
+    /// # Errors
+    /// [`StoreError`] when that cannot be told.
+    pub fn is_there(&self, path: &Path) -> Result<bool, StoreError> {
+        match self.runtime.block_on(self.objects.head(path)) {
+            Ok(_) => Ok(true),
+            Err(object_store::Error::NotFound { .. }) => Ok(false),
+            Err(error) => Err(self.fault(path, error)),
+        }
+    }
+
+    /// Removes files, durably; returns how many were there. Blocks.
+    ///
+    /// # Errors
+    /// [`StoreError`] for the first that cannot be removed.
+    pub fn remove(&self, paths: &[Path]) -> Result<u64, StoreError> {
+        let (mut removed, mut folders) = (0, HashSet::new());
+        for path in paths {
+            let fault = |cause: String| StoreError { path: path.to_string(), cause };
+            let gone = match &self.kind {
+                Kind::Local(local) => {
+                    let file = local.file(path);
+                    folders.extend(file.parent().map(FilePath::to_owned));
+                    match local.storage.remove(&file) {
+                        Ok(()) => true,
+                        Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
+                        Err(error) => return Err(fault(error.to_string())),
+                    }
+                }
+                Kind::Remote(_) => match self.runtime.block_on(self.objects.delete(path)) {
+                    Ok(()) => true,
+                    Err(object_store::Error::NotFound { .. }) => false,
+                    Err(error) => return Err(self.fault(path, error)),
+                },
+                Kind::ReadOnly => return Err(fault(READ_ONLY.to_owned())),
+            };
+            removed += u64::from(gone);
+        }
+        if let Kind::Local(local) = &self.kind {
+            for folder in folders {
+                let synced = local.storage.sync_dir(&folder);
+                let path = folder.display().to_string();
+                synced.map_err(|e| StoreError { path, cause: e.to_string() })?;
+            }
+        }
+        Ok(removed)
+    }
+
     /// Part of a file. Blocks.
     ///
     /// # Errors
@@ -312,6 +385,21 @@ impl LakeStore {
     pub fn get_range(&self, path: &Path, range: std::ops::Range<u64>) -> Result<Bytes, StoreError> {
         let fault = |e: object_store::Error| self.fault(path, e);
         self.runtime.block_on(self.objects.get_range(path, range)).map_err(fault)
+    }
+
+    /// Tells every file below `folder` with its size in bytes. Blocks.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store cannot be listed.
+    pub fn scan(&self, folder: &Path, tell: &mut dyn FnMut(Path, u64)) -> Result<(), StoreError> {
+        let each = async {
+            let mut files = self.objects.list(Some(folder));
+            while let Some(file) = files.try_next().await? {
+                tell(file.location, file.size);
+            }
+            Ok(())
+        };
+        self.runtime.block_on(each).map_err(|e| self.fault(folder, e))
     }
 
     /// Every file below `folder` (under the root) with its size in bytes. Blocks.

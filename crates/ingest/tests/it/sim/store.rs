@@ -46,6 +46,11 @@ impl fmt::Display for SimStore {
     }
 }
 
+fn meta(location: &Path, size: u64) -> ObjectMeta {
+    let (location, last_modified) = (location.clone(), Default::default());
+    ObjectMeta { location, last_modified, size, e_tag: None, version: None }
+}
+
 impl SimStore {
     fn path(&self, location: &Path) -> PathBuf {
         location.parts().fold(self.dir.clone(), |dir, part| dir.join(part.as_ref()))
@@ -77,17 +82,27 @@ impl SimStore {
         self.sync_parent(&self.path(to))
     }
 
+    fn walk(&self, folder: &Path, found: &mut Vec<ObjectMeta>) -> io::Result<()> {
+        let names = match self.disk.list(&self.path(folder)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            names => names?,
+        };
+        for name in names {
+            let path = folder.clone().join(name.as_str());
+            match self.disk.read(&self.path(&path)) {
+                Ok(bytes) => found.push(meta(&path, bytes.len() as u64)),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => self.walk(&path, found)?,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
     fn get_whole(&self, location: &Path, options: &GetOptions) -> Result<GetResult> {
         assert!(options.range.is_none(), "the sink reads whole files");
         let bytes = self.disk.read(&self.path(location)).map_err(|e| fault(location, e))?;
         let size = bytes.len() as u64;
-        let meta = ObjectMeta {
-            location: location.clone(),
-            last_modified: Default::default(),
-            size,
-            e_tag: None,
-            version: None,
-        };
+        let meta = meta(location, size);
         let payload = stream::once(std::future::ready(Ok(bytes.into()))).boxed();
         Ok(GetResult {
             payload: GetResultPayload::Stream(payload),
@@ -157,8 +172,12 @@ impl ObjectStore for SimStore {
         locations.map(delete).boxed()
     }
 
-    fn list(&self, _prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        unreachable!("the sink lists nothing")
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        let prefix = prefix.cloned().unwrap_or_default();
+        let mut found = Vec::new();
+        let listed = self.walk(&prefix, &mut found);
+        let fault = listed.err().map(|e| Err(fault(&prefix, e)));
+        stream::iter(found.into_iter().map(Ok).chain(fault)).boxed()
     }
 
     fn list_with_delimiter<'life0, 'life1, 'async_trait>(

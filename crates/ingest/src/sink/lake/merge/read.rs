@@ -1,0 +1,169 @@
+//! A file of the lake read back as the table it was made of.
+
+use bytes::Bytes;
+use parquet::{
+    basic::{LogicalType, Type},
+    column::reader::{ColumnReader, ColumnReaderImpl},
+    data_type::{ByteArray, DataType},
+    errors::{ParquetError, Result},
+    file::{
+        metadata::{ColumnChunkMetaData, ParquetMetaData},
+        reader::{FileReader, SerializedFileReader},
+    },
+    schema::types::{ColumnDescriptor, Type as SchemaType},
+};
+
+use super::super::columns::{Column, Kind, Table, Values};
+
+/// Values read at a time.
+const BATCH: usize = 8_192;
+/// What a value of a text takes besides its bytes, and any other value.
+const VALUE_BYTES: u64 = 10;
+
+/// A Parquet file in memory.
+pub struct Part {
+    bytes: Bytes,
+    file: SerializedFileReader<Bytes>,
+}
+
+/// What files must share to be joined: their columns, and what they say of their rows.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Likeness {
+    schema: SchemaType,
+    facts: Vec<(String, Option<String>)>,
+}
+
+impl Likeness {
+    /// The facts that hold for a file of such rows.
+    pub fn facts(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.facts.iter().filter_map(|(key, value)| Some((key.as_str(), value.as_deref()?)))
+    }
+}
+
+/// Facts of one file alone.
+const OWN: [&str; 3] = ["tidegate.rows", "tidegate.rows_hash", super::WINDOWS];
+
+impl Part {
+    /// Reads its footer.
+    ///
+    /// # Errors
+    /// [`ParquetError`] for what is no Parquet file.
+    pub fn open(bytes: Bytes) -> Result<Self> {
+        Ok(Self { file: SerializedFileReader::new(bytes.clone())?, bytes })
+    }
+
+    /// The file itself.
+    pub fn into_bytes(self) -> Bytes {
+        self.bytes
+    }
+
+    fn metadata(&self) -> &ParquetMetaData {
+        self.file.metadata()
+    }
+
+    /// What it must share with others.
+    pub fn likeness(&self) -> Likeness {
+        let file = self.metadata().file_metadata();
+        let facts = file.key_value_metadata().map(Vec::as_slice).unwrap_or_default();
+        let facts = facts.iter().filter(|fact| !OWN.contains(&fact.key.as_str()));
+        let mut facts: Vec<_> = facts.map(|fact| (fact.key.clone(), fact.value.clone())).collect();
+        facts.sort_unstable();
+        Likeness { schema: file.schema().clone(), facts }
+    }
+
+    /// Bytes that its columns take in memory, about.
+    pub fn bytes(&self) -> u64 {
+        let unsigned = |n: i64| u64::try_from(n).unwrap_or(0);
+        let column = |column: &ColumnChunkMetaData| {
+            let texts = match column.column_type() {
+                // Left out where a column has no statistics; those have no dictionary either.
+                Type::BYTE_ARRAY => column
+                    .unencoded_byte_array_data_bytes()
+                    .unwrap_or_else(|| column.uncompressed_size()),
+                _ => 0,
+            };
+            unsigned(column.num_values()) * VALUE_BYTES + unsigned(texts)
+        };
+        self.metadata().row_groups().iter().flat_map(|group| group.columns()).map(column).sum()
+    }
+
+    /// Its columns, without rows.
+    ///
+    /// # Errors
+    /// [`ParquetError`] for a column that no file of ours has.
+    pub fn empty(&self) -> Result<Table> {
+        let columns = self.metadata().file_metadata().schema_descr().columns();
+        let columns = columns.iter().map(|column| empty(column)).collect::<Result<_>>()?;
+        Ok(Table { columns, rows: 0 })
+    }
+
+    /// Adds its rows to `table`, which has its columns.
+    ///
+    /// # Errors
+    /// [`ParquetError`] where they cannot be read.
+    pub fn read(&self, table: &mut Table) -> Result<()> {
+        for group in 0..self.file.num_row_groups() {
+            let group = self.file.get_row_group(group)?;
+            for (index, column) in table.columns.iter_mut().enumerate() {
+                add(group.get_column_reader(index)?, column)?;
+            }
+            let rows = group.metadata().num_rows();
+            table.rows += usize::try_from(rows).map_err(|_| fault("fewer rows than none"))?;
+        }
+        Ok(())
+    }
+}
+
+fn fault(what: &str) -> ParquetError {
+    ParquetError::General(what.to_owned())
+}
+
+fn empty(column: &ColumnDescriptor) -> Result<Column> {
+    let kind = match (column.physical_type(), column.logical_type_ref()) {
+        (Type::BOOLEAN, _) => Kind::Bool,
+        (Type::INT32, _) => Kind::I32,
+        (Type::INT64, Some(LogicalType::Timestamp { .. })) => Kind::Micros,
+        (Type::INT64, _) => Kind::I64,
+        (Type::DOUBLE, _) => Kind::F64,
+        (Type::BYTE_ARRAY, Some(LogicalType::Json)) => Kind::Json,
+        (Type::BYTE_ARRAY, _) => Kind::Text,
+        (other, _) => return Err(fault(&format!("a column of {other}"))),
+    };
+    match (column.max_def_level(), column.max_rep_level()) {
+        (0, 0) => Ok(Column::required(column.name(), kind, 0)),
+        (1, 0) => Ok(Column::optional(column.name(), kind, 0)),
+        _ => Err(fault("a column inside of another")),
+    }
+}
+
+fn add(reader: ColumnReader, column: &mut Column) -> Result<()> {
+    let present = column.present.as_mut();
+    match (reader, &mut column.values) {
+        (ColumnReader::BoolColumnReader(reader), Values::Bool(to)) => drain(reader, present, to),
+        (ColumnReader::Int32ColumnReader(reader), Values::I32(to)) => drain(reader, present, to),
+        (ColumnReader::Int64ColumnReader(reader), Values::I64(to)) => drain(reader, present, to),
+        (ColumnReader::DoubleColumnReader(reader), Values::F64(to)) => drain(reader, present, to),
+        (ColumnReader::ByteArrayColumnReader(mut reader), Values::Text(to)) => {
+            let (mut texts, mut present): (Vec<ByteArray>, _) = (Vec::new(), present);
+            loop {
+                let levels = present.as_deref_mut();
+                if reader.read_records(BATCH, levels, None, &mut texts)?.0 == 0 {
+                    return Ok(());
+                }
+                for text in texts.drain(..) {
+                    to.push(text.as_utf8()?);
+                }
+            }
+        }
+        _ => Err(fault("a column of another type than in the file before")),
+    }
+}
+
+fn drain<T: DataType>(
+    mut reader: ColumnReaderImpl<T>,
+    mut present: Option<&mut Vec<i16>>,
+    to: &mut Vec<T::T>,
+) -> Result<()> {
+    while 0 < reader.read_records(BATCH, present.as_deref_mut(), None, to)?.0 {}
+    Ok(())
+}
