@@ -343,7 +343,7 @@ mod tests {
         for (text, expected) in [
             (
                 "[[sink]]\nname = \"a\"\nkind = \"ftp\"",
-                "is none of blackhole, clickhouse, elasticsearch, lake",
+                "is none of blackhole, clickhouse, elasticsearch, kafka, lake",
             ),
             (
                 "[[sink]]\nname = \"a\"\nkind = \"lake\"\noptions = { format = \"csv\" }",

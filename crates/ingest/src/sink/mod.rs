@@ -17,6 +17,7 @@
 //! | `blackhole` | the shortest sink, meant to be copied (docs/add-a-sink.md) |
 //! | `clickhouse` | inserts into tables of ClickHouse |
 //! | `elasticsearch` | creates documents in data streams of Elasticsearch or OpenSearch |
+//! | `kafka` | produces messages to topics of Apache Kafka |
 //! | `lake` | Parquet and JSONL files in a folder or an object store |
 //! | `names`, `secret`, `web` | names by a template, secrets, HTTP: what sinks of servers share |
 //!
@@ -49,6 +50,7 @@ mod elasticsearch;
 mod expire;
 pub mod freshness;
 mod held;
+mod kafka;
 pub mod lake;
 mod memory;
 mod names;
@@ -79,7 +81,7 @@ pub use status::{Counts, HeldLane, JoinStatus, LaneCounts, SinkState, SinkStatus
 
 /// Every kind of sink. To add one, add a row.
 pub const SINKS: &[SinkKind] =
-    &[blackhole::KIND, clickhouse::KIND, elasticsearch::KIND, lake::KIND];
+    &[blackhole::KIND, clickhouse::KIND, elasticsearch::KIND, kafka::KIND, lake::KIND];
 
 /// One kind of sink.
 pub struct SinkKind {

@@ -8,6 +8,10 @@ use super::Lane;
 
 /// In the place of the type, for dead letters of all types.
 pub const DEAD_LETTERS: &str = "_dead_letters";
+/// The longest tenant's name and the longest event type.
+const TENANT_BYTES_MAX: usize = 63;
+const TYPE_BYTES_MAX: usize = 127;
+
 /// Makes a name from a lane.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Template {
@@ -52,6 +56,12 @@ impl Template {
     /// What every name begins with.
     pub fn prefix(&self) -> &str {
         &self.before
+    }
+
+    /// The longest name there can be, where a type's name is taken as it is.
+    pub fn bytes_max(&self) -> usize {
+        let between = self.between.as_ref().map_or(0, |text| TENANT_BYTES_MAX + text.len());
+        self.before.len() + between + TYPE_BYTES_MAX + self.after.len()
     }
 
     /// The lane's name, its type written by `encode`, which must keep types apart.
@@ -102,6 +112,7 @@ mod tests {
             };
             prop_assert_eq!(name(&a, &x, false) == name(&b, &y, false), (&a, &x) == (&b, &y));
             prop_assert_ne!(name(&a, &x, false), name(&b, &y, true));
+            prop_assert!(name(&a, &x, false).len() <= template.bytes_max());
         }
     }
 

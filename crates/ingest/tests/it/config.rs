@@ -34,7 +34,9 @@ fn every_example_loads_and_holds_together() {
     let mut names = Vec::new();
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
-        if path.extension().is_some_and(|extension| extension == "toml") {
+        // Without the feature there is nothing to hold the one against.
+        let there = cfg!(feature = "kafka") || !path.ends_with("kafka-sink.toml");
+        if there && path.extension().is_some_and(|extension| extension == "toml") {
             let name = path.file_name().unwrap().to_str().unwrap().to_owned();
             let text = std::fs::read_to_string(&path).unwrap();
             let config = config::parse(&name, &text, std::iter::empty()).unwrap();
