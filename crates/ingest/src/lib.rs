@@ -22,6 +22,7 @@ pub mod faults;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+pub mod hop;
 pub mod json;
 pub mod log;
 pub mod metrics;

@@ -14,7 +14,7 @@ use crate::sink::SinkKind;
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// Settings of no section: the only ones whose variables have no `__`.
-const TOP_LEVEL: &[&str] = &["TENANTS_DIR"];
+const TOP_LEVEL: &[&str] = &["ROLE", "TENANTS_DIR"];
 
 /// Why a configuration cannot be used; nothing of it is.
 #[derive(Debug, thiserror::Error)]
@@ -120,7 +120,10 @@ fn no_stray_lists(table: &Table) -> Result<(), String> {
         for (name, value) in table {
             match value {
                 Value::Table(inner) if name != "options" => walk(inner, &format!("{path}{name}."))?,
-                Value::Array(_) if path != "sink.filter." => {
+                Value::Array(_)
+                    if path != "sink.filter."
+                        && !(path == "hop." && matches!(&**name, "normalizers" | "writers")) =>
+                {
                     return Err(format!("{path}{name} is no list"));
                 }
                 _ => {}
@@ -224,6 +227,9 @@ pub fn check(config: &Config) -> Vec<String> {
     for fault in config.quota_store.faults() {
         need(false, &format!("quota_store.{fault}"));
     }
+    for fault in config.hop.faults(config.role) {
+        need(false, &format!("hop.{fault}"));
+    }
     let mut names: Vec<&str> = config.sink.iter().map(|s| s.name.as_str()).collect();
     names.sort_unstable();
     for pair in names.windows(2) {
@@ -306,7 +312,10 @@ mod tests {
     #[test]
     fn what_would_not_start_is_told_before() {
         for (text, expected) in [
-            ("[[sink]]\nname = \"a\"\nkind = \"ftp\"", "is none of blackhole, clickhouse, lake"),
+            (
+                "[[sink]]\nname = \"a\"\nkind = \"ftp\"",
+                "is none of blackhole, clickhouse, elasticsearch, lake",
+            ),
             (
                 "[[sink]]\nname = \"a\"\nkind = \"lake\"\noptions = { format = \"csv\" }",
                 "is none of parquet",

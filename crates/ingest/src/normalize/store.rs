@@ -11,6 +11,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use tidegate_event::{EventType, TenantId};
 
 use super::{
     fault::{Faults, SchemaFault},
@@ -121,6 +122,41 @@ impl SchemaStore {
                 None
             }
         }
+    }
+
+    /// Whether the schema with this hash is kept here.
+    #[must_use]
+    pub fn has(&self, hash: [u8; 16]) -> bool {
+        let text = || hex::encode(hash);
+        hash == [0; 16] || {
+            let state = self.lock();
+            state.read.contains_key(&hash)
+                || state.names.schemas.iter().any(|known| known.hash == text())
+        }
+    }
+
+    /// For whom and which type the content with this hash is, for another process that lacks it.
+    #[must_use]
+    pub fn entry(&self, hash: [u8; 16]) -> Option<SchemaEntry> {
+        let text = hex::encode(hash);
+        let name = self.lock().names.schemas.iter().find(|known| known.hash == text).cloned()?;
+        let tenant = name.tenant.as_deref().map(TenantId::new).transpose().ok()?;
+        let event_type = EventType::new(&name.event_type).ok()?;
+        Some(SchemaEntry { tenant, event_type, schema: self.get(hash)? })
+    }
+
+    /// Takes content that another process judges by; durable when this returns.
+    ///
+    /// # Errors
+    /// What is wrong with it, or with it beside what is known here.
+    pub fn take(
+        &self,
+        tenant: Option<TenantId>,
+        event_type: EventType,
+        text: &str,
+    ) -> Result<(), Vec<SchemaFault>> {
+        let schema = Arc::new(Schema::parse(&format!("{event_type}.json"), text.as_bytes())?);
+        self.keep(&[SchemaEntry { tenant, event_type, schema }])
     }
 
     fn path(&self, hash: [u8; 16]) -> PathBuf {

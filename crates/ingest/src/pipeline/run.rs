@@ -14,14 +14,17 @@ use tokio::{
     sync::watch,
 };
 
-use super::{Division, Pipeline};
+use super::{
+    Division, Pipeline,
+    roles::{self, Contact, Next, Serving},
+};
 use crate::{
     admin,
     books::{Books, UnloggedLedger},
     budget::Budget,
     clock::{Clock, SystemClock},
-    config::{self, Config, ConfigError, Size},
-    edge::{self, EdgeParts},
+    config::{self, Config, ConfigError, Role, Size},
+    edge::{self, Behind, EdgeParts},
     json::ScanLimits,
     log,
     normalize::{Normalizer, SchemaStore},
@@ -48,6 +51,10 @@ pub struct Options {
     pub listen: Option<String>,
     /// Over `admin.listen`.
     pub admin: Option<String>,
+    /// Over `role`.
+    pub role: Option<Role>,
+    /// Over `hop.listen`.
+    pub hop: Option<String>,
 }
 
 /// Why it did not start, or did not stop well.
@@ -89,12 +96,16 @@ fn configured(options: &Options) -> Result<Config, StartError> {
     if let Some(listen) = &options.admin {
         config.admin.listen.clone_from(listen);
     }
+    if let Some(listen) = &options.hop {
+        config.hop.listen.clone_from(listen);
+    }
+    config.role = options.role.unwrap_or(config.role);
     if options.dev && config.sink.is_empty() {
         let url = config.log.dir.join("lake").display().to_string();
         config.sink.push(SinkConfig::lake("lake", &url));
     }
     match config::check(&config) {
-        faults if faults.is_empty() => Ok(config),
+        faults if faults.is_empty() => Ok(roles::narrowed(config)),
         faults => Err(ConfigError::Faults(faults).into()),
     }
 }
@@ -117,7 +128,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let built = built.map_err(part("start"))??;
     // Only now: what a second start on the same folder is told is that the folder is in use.
     let admin_listener = bind(&admin_listen, "admin.listen").await?;
-    let (pipeline, edge, fleet) = built.listen().await?;
+    let (pipeline, serving, fleet) = built.listen().await?;
     let fleet = fleet.map(|fleet| tokio::spawn(take_leases(fleet, Arc::clone(&pipeline))));
 
     let admin_address = admin_listener.local_addr().map_err(part("admin.listen"))?;
@@ -126,8 +137,8 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         stopped.await.ok();
     };
     let admin = tokio::spawn(admin::serve(admin_listener, Arc::clone(&pipeline), stop));
-    hello(&pipeline, edge.local_addr(), admin_address, dev_key.as_deref());
-    let serving = tokio::spawn(edge.serve());
+    hello(&pipeline, serving.local_addr(), admin_address, dev_key.as_deref());
+    let serving = tokio::spawn(serving.serve());
     let books = tokio::spawn(keep_books(Arc::clone(&pipeline)));
     let tenants = tokio::spawn(Arc::clone(&pipeline.tenants).watch());
 
@@ -188,7 +199,10 @@ struct Built {
     writers: Arc<Writers>,
     sinks: Arc<sink::Sinks>,
     tenants: Arc<Tenants>,
+    schemas: Arc<SchemaStore>,
     normalizer: Arc<Normalizer>,
+    /// The folder of a role without a log, which stays locked.
+    folder: Option<roles::RoleFolder>,
     books: Arc<Books>,
     clock: Arc<dyn Clock>,
     unlogged: UnloggedLedger,
@@ -208,8 +222,7 @@ impl Building {
         division.lowered(&config).iter().for_each(|what| tracing::warn!("{what}"));
         let admin_token = admin::token_of(&config.admin).map_err(part("configuration"))?;
 
-        let opened = log::open(Arc::clone(&storage), &config.log, Arc::clone(&clock))
-            .map_err(part("log"))?;
+        let (opened, folder) = open_log(&config, &storage, &clock)?;
         let recovery: Vec<String> = opened.recovery.iter().map(ToString::to_string).collect();
         recovery.iter().for_each(|what| tracing::info!("{what}"));
 
@@ -219,6 +232,7 @@ impl Building {
         let books = Arc::new(Books::default());
         let log_id = opened.log_id.clone();
         let logs: Vec<_> = opened.partitions.iter().map(log::Log::handle).collect();
+        // Without a log nothing tells that there was a run before.
         let log_is_empty = logs.iter().all(|log| log.latest() == Offset(0));
         let (disk, now) = (Arc::clone(&storage), clock.now());
         let unlogged = UnloggedLedger::open(disk, &dir, &log_id, log_is_empty, &books, now)
@@ -227,7 +241,7 @@ impl Building {
             &config.sink,
             &SinkParts {
                 logs: logs.iter().map(|l| Arc::new(l.clone()) as Arc<dyn LogSource>).collect(),
-                schemas,
+                schemas: Arc::<SchemaStore>::clone(&schemas),
                 storage,
                 clock: Arc::clone(&clock),
                 data_dir: dir,
@@ -247,7 +261,8 @@ impl Building {
                 (Arc::clone(&books), Arc::clone(&clock), settings.clone());
             writers.push(writer::start(log, books, clock, settings).map_err(part("log"))?);
         }
-        let writers = Writers::new(writers).ok_or("no partitions").map_err(part("log"))?;
+        let none = (!config.role.has_log()).then(Writers::none);
+        let writers = Writers::new(writers).or(none).ok_or("no partitions").map_err(part("log"))?;
         let (quotas, fleet) = quota::open(&config.quota_store, &log_id, Arc::clone(&clock))
             .map_err(part("configuration"))?;
         restore_quotas(&quotas, &tenants, &books, &unlogged);
@@ -261,6 +276,8 @@ impl Building {
             writers: Arc::new(writers),
             sinks: Arc::new(sinks),
             tenants,
+            schemas,
+            folder,
             normalizer: Arc::new(normalizer),
             books,
             clock,
@@ -271,6 +288,21 @@ impl Building {
             fleet,
         })
     }
+}
+
+/// The log, or the folder of a role that has none.
+fn open_log(
+    config: &Config,
+    storage: &Arc<dyn Storage>,
+    clock: &Arc<dyn Clock>,
+) -> Result<(log::Opened, Option<roles::RoleFolder>), StartError> {
+    if !config.role.has_log() {
+        let folder = roles::RoleFolder::open(&**storage, &config.log.dir);
+        let folder = folder.map_err(part("log.dir"))?;
+        return Ok((folder.no_log(), Some(folder)));
+    }
+    let opened = log::open(Arc::clone(storage), &config.log, Arc::clone(clock));
+    Ok((opened.map_err(part("log"))?, None))
 }
 
 /// The schemas by their hash, and today's.
@@ -345,28 +377,87 @@ fn leave_out_lost(log: &mut log::Log, sinks: &sink::Sinks) -> Result<(), log::Ap
 }
 
 impl Built {
-    async fn listen(self) -> Result<(Arc<Pipeline>, edge::Edge, Option<quota::Fleet>), StartError> {
-        let budget = self.budget;
+    /// What this role answers, and to whom.
+    async fn serving(&self) -> Result<(Serving, Option<Next>), StartError> {
+        let contact = Contact::of(&self.config).map_err(part("configuration"))?;
+        let next = contact.next(&self.config);
+        let timeout = self.config.hop.timeout.0;
+        let serving = match (self.config.role, &next) {
+            (Role::Normalizer, Some(Next { pool, .. })) => {
+                let schemas = Arc::clone(&self.schemas);
+                let log = roles::RemoteLog::new(Arc::clone(pool), schemas, timeout);
+                let service = roles::NormalizerService::new(roles::NormalizerParts {
+                    judge: Arc::<Normalizer>::clone(&self.normalizer),
+                    log: Arc::new(log),
+                    pool: Arc::clone(pool),
+                    books: Arc::clone(&self.books),
+                    budget: Arc::clone(&self.budget),
+                    tenants: Arc::clone(&self.tenants),
+                    timeout,
+                });
+                contact.serve(&self.config, service).await.map_err(part("hop"))?
+            }
+            (Role::Writer, _) => {
+                let service = roles::WriterService::new(roles::WriterParts {
+                    writers: Arc::clone(&self.writers),
+                    schemas: Arc::clone(&self.schemas),
+                    books: Arc::clone(&self.books),
+                    budget: Arc::clone(&self.budget),
+                    pressure: Arc::<sink::Sinks>::clone(&self.sinks),
+                    tenants: Arc::clone(&self.tenants),
+                    timeout,
+                });
+                contact.serve(&self.config, service).await.map_err(part("hop"))?
+            }
+            (Role::All | Role::Edge | Role::Normalizer, next) => {
+                let pool = next.as_ref().map(|next| Arc::clone(&next.pool));
+                Serving::Clients(self.edge(pool, timeout).await?)
+            }
+        };
+        Ok((serving, next))
+    }
+
+    /// The public side, over the stages of this process or over the normalizers of `pool`.
+    async fn edge(
+        &self,
+        pool: Option<Arc<crate::hop::Pool>>,
+        timeout: Duration,
+    ) -> Result<edge::Edge, StartError> {
         let mut config = self.config.edge.clone();
         config.limits.decoded_bytes = Size(self.division.decoded_bytes);
         config.limits.body_bytes = Size(self.division.body_bytes);
         config.limits.connections = self.division.connections;
-        let edge = edge::bind(EdgeParts {
+        let (behind, pressure): (_, Arc<dyn crate::shed::Pressure>) = match pool {
+            None => {
+                let judge = Arc::<Normalizer>::clone(&self.normalizer);
+                let log = Arc::<Writers>::clone(&self.writers);
+                (Behind::Here { judge, log }, Arc::<sink::Sinks>::clone(&self.sinks))
+            }
+            Some(pool) => {
+                let stages = Arc::new(roles::RemoteStages::new(pool, timeout));
+                (Behind::Away(Arc::<roles::RemoteStages>::clone(&stages)), stages)
+            }
+        };
+        let parts = EdgeParts {
             config,
             tenants: Arc::clone(&self.tenants),
-            normalizer: Arc::<Normalizer>::clone(&self.normalizer),
-            log: Arc::<Writers>::clone(&self.writers),
+            behind,
             books: Arc::clone(&self.books),
             clock: Arc::clone(&self.clock),
-            budget: Arc::clone(&budget),
-            pressure: Arc::<sink::Sinks>::clone(&self.sinks),
+            budget: Arc::clone(&self.budget),
+            pressure,
             quotas: Arc::clone(&self.quotas),
-        })
-        .await
-        .map_err(part("edge"))?;
+        };
+        edge::bind(parts).await.map_err(part("edge"))
+    }
+
+    async fn listen(self) -> Result<(Arc<Pipeline>, Serving, Option<quota::Fleet>), StartError> {
+        let (serving, next) = self.serving().await?;
         let (draining, _) = watch::channel(false);
         let pipeline = Pipeline {
-            edge: edge.handle(),
+            serving: serving.handle(),
+            next,
+            _folder: self.folder,
             config: self.config,
             config_path: self.config_path,
             admin_token: self.admin_token,
@@ -380,7 +471,7 @@ impl Built {
             books: self.books,
             clock: self.clock,
             quotas: self.quotas,
-            budget,
+            budget: self.budget,
             division: self.division,
             runtime: tokio::runtime::Handle::current(),
             started: Instant::now(),
@@ -389,7 +480,7 @@ impl Built {
             generation: AtomicU64::new(1),
             draining,
         };
-        Ok((Arc::new(pipeline), edge, self.fleet))
+        Ok((Arc::new(pipeline), serving, self.fleet))
     }
 }
 
@@ -448,7 +539,7 @@ async fn stop_all(
     let grace = pipeline.config.edge.timeouts.drain.0;
     let deadline = Instant::now() + grace;
     let left = || deadline.saturating_duration_since(Instant::now());
-    pipeline.edge.drain();
+    pipeline.serving.drain();
     if tokio::time::timeout(left(), serving).await.is_err() {
         tracing::warn!(
             "requests were still under way at the end of the grace period; they were cut, unanswered"
@@ -464,7 +555,8 @@ async fn stop_all(
 
 fn hello(pipeline: &Pipeline, public: SocketAddr, admin: SocketAddr, dev_key: Option<&str>) {
     let scheme = if pipeline.config.edge.tls.is_some() { "https" } else { "http" };
-    tracing::info!(listen = %public, admin = %admin, log_id = pipeline.log_id, "ready");
+    let role = pipeline.config.role.as_str();
+    tracing::info!(listen = %public, admin = %admin, log_id = pipeline.log_id, role, "ready");
     let Some(key) = dev_key else { return };
     let lake = pipeline.config.sink.iter().find_map(|s| s.url.clone()).unwrap_or_default();
     let lake = Path::new(&lake).join("events");

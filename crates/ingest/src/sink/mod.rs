@@ -14,7 +14,9 @@
 //! | `reconcile` | holds a destination against the log, writes what it lost |
 //! | `blackhole` | the shortest sink, meant to be copied (docs/add-a-sink.md) |
 //! | `clickhouse` | inserts into tables of ClickHouse |
+//! | `elasticsearch` | creates documents in data streams of Elasticsearch or OpenSearch |
 //! | `lake` | Parquet and JSONL files in a folder or an object store |
+//! | `names`, `secret`, `web` | names by a template, secrets, HTTP: what sinks of servers share |
 //!
 //! Exactly once, in short: a window `[from, to)` is cut, its intent is made durable, each lane's
 //! rows are written under names that follow from the rows alone, the cursor is made durable at `to`.
@@ -41,10 +43,12 @@ mod clickhouse;
 mod crew;
 mod delivery;
 mod desk;
+mod elasticsearch;
 mod expire;
 mod held;
 pub mod lake;
 mod memory;
+mod names;
 mod pace;
 mod poison;
 mod pressure;
@@ -52,10 +56,12 @@ mod quarantine;
 pub mod reconcile;
 pub mod rows;
 pub mod runner;
+mod secret;
 pub mod source;
 pub mod start;
 pub mod state;
 pub mod status;
+mod web;
 mod window;
 mod worker;
 
@@ -67,7 +73,8 @@ pub use start::Start;
 pub use status::{Counts, HeldLane, LaneCounts, SinkState, SinkStatus};
 
 /// Every kind of sink. To add one, add a row.
-pub const SINKS: &[SinkKind] = &[blackhole::KIND, clickhouse::KIND, lake::KIND];
+pub const SINKS: &[SinkKind] =
+    &[blackhole::KIND, clickhouse::KIND, elasticsearch::KIND, lake::KIND];
 
 /// One kind of sink.
 pub struct SinkKind {

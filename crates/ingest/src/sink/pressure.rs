@@ -9,7 +9,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -26,7 +26,7 @@ use super::{
 use crate::{
     config::Size,
     metrics,
-    shed::{Pressure, ShedReason},
+    shed::{Pressure, PressureTold, ShedReason},
 };
 
 /// A sink may always be behind by this much (or by `log.backlog_bytes` where that is less), however
@@ -312,6 +312,16 @@ fn set_gauges(status: &SinkStatus) {
 }
 
 impl Sinks {
+    /// What sheds, asked again if it is old.
+    fn cached(&self) -> MutexGuard<'_, PressureCache> {
+        let mut cache = self.pressure.lock().unwrap_or_else(PoisonError::into_inner);
+        if cache.at.is_none_or(|at| PRESSURE_AGE <= at.elapsed()) {
+            *cache = PressureCache { at: Some(Instant::now()), ..PressureCache::default() };
+            self.sinks.iter().for_each(|sink| sink.press(&mut cache));
+        }
+        cache
+    }
+
     /// How every sink does.
     #[must_use]
     pub fn status(&self) -> Vec<SinkStatus> {
@@ -337,16 +347,19 @@ impl Pressure for Sinks {
     }
 
     fn shed(&self, tenant: &TenantId, waited: bool) -> Option<(ShedReason, Duration)> {
-        let mut cache = self.pressure.lock().unwrap_or_else(PoisonError::into_inner);
-        if cache.at.is_none_or(|at| PRESSURE_AGE <= at.elapsed()) {
-            *cache = PressureCache { at: Some(Instant::now()), ..PressureCache::default() };
-            self.sinks.iter().for_each(|sink| sink.press(&mut cache));
-        }
+        let cache = self.cached();
         if let Some(retry) = cache.lanes.get(tenant) {
             return Some((ShedReason::TenantLane, *retry));
         }
         let full = cache.log_full.as_ref().filter(|full| full.to_the_brim || !waited);
         full.map(|full| (ShedReason::LogFull, full.retry))
+    }
+
+    fn told(&self) -> PressureTold {
+        let cache = self.cached();
+        let lanes = cache.lanes.iter().map(|(tenant, retry)| (tenant.clone(), *retry));
+        let all = cache.log_full.as_ref().map(|full| (full.retry, full.to_the_brim));
+        PressureTold { all, lanes: lanes.collect() }
     }
 }
 

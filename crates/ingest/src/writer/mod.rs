@@ -31,6 +31,7 @@ use crate::{
     books::{Books, Open},
     budget::{Budget, Full, Permit},
     clock::Clock,
+    hop::Errand,
     log::{AppendFault, Codec, FrameBody, Log, LogConfig, LogHandle, ReadError},
     shed::ShedReason,
 };
@@ -68,12 +69,27 @@ pub enum AppendError {
         /// When there should be room again, from the measured drain rate.
         retry_after: Duration,
     },
+    /// A role between has no memory for it: nothing was written. 503 `edge_full`.
+    #[error("there is no memory for the batch")]
+    Memory {
+        /// When there should be room again.
+        retry_after: Duration,
+    },
+    /// No replica that has a log takes it: nothing was written. 503 `unreachable`.
+    #[error("no writer can be reached")]
+    Unreachable {
+        /// When to try again.
+        retry_after: Duration,
+    },
     /// The disk is full or failing. 503 `storage`.
     #[error("the log's disk is full or failing")]
     Storage,
     /// Shutting down: nothing was written. 503 `draining`.
     #[error("the log is closing")]
     Draining,
+    /// It was handed on, and no answer came: it may have been written. 503 `outcome_unknown`.
+    #[error("whether it was appended is not known")]
+    Unknown,
 }
 
 impl AppendError {
@@ -85,6 +101,9 @@ impl AppendError {
             Self::Lane { .. } => ShedReason::TenantLane,
             Self::Storage => ShedReason::Storage,
             Self::Draining => ShedReason::Draining,
+            Self::Memory { .. } => ShedReason::EdgeFull,
+            Self::Unreachable { .. } => ShedReason::Unreachable,
+            Self::Unknown => ShedReason::OutcomeUnknown,
         }
     }
 }
@@ -101,6 +120,18 @@ pub trait Append: Send + Sync {
         batch: EncodedBatch,
         entry: Open,
     ) -> BoxFuture<'_, Result<Appended, AppendError>>;
+
+    /// The same for a client whose errand is known: where the log is another process' it goes along,
+    /// and what nobody waits for any longer is not begun.
+    fn append_for(
+        &self,
+        batch: EncodedBatch,
+        entry: Open,
+        errand: Errand,
+    ) -> BoxFuture<'_, Result<Appended, AppendError>> {
+        let _ = errand;
+        self.append(batch, entry)
+    }
 
     /// Whether a batch of about `bytes` would be taken now, asked before its body is read.
     ///
@@ -446,6 +477,12 @@ impl Append for WriterHandle {
 pub struct Writers(Arc<[WriterHandle]>);
 
 impl Writers {
+    /// Of a process that has no log.
+    #[must_use]
+    pub fn none() -> Self {
+        Self(Arc::new([]))
+    }
+
     /// `writers` in the order of their partitions; `None` where there are none.
     #[must_use]
     pub fn new(writers: Vec<WriterHandle>) -> Option<Self> {

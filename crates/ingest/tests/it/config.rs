@@ -28,6 +28,23 @@ fn the_sample_as_it_stands_loads_and_holds_together() {
 }
 
 #[test]
+fn every_example_loads_and_holds_together() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../config");
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "toml") {
+            let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+            let text = std::fs::read_to_string(&path).unwrap();
+            let config = config::parse(&name, &text, std::iter::empty()).unwrap();
+            assert_eq!(config::check(&config), Vec::<String>::new(), "{name}");
+            names.push(name);
+        }
+    }
+    assert!(names.iter().any(|name| name == "elasticsearch.toml"), "{names:?}");
+}
+
+#[test]
 fn the_sample_says_the_true_defaults() {
     let config = config::parse("tidegate.toml", &sample(), std::iter::empty()).unwrap();
     let default = Config::default();

@@ -5,7 +5,7 @@ use std::{collections::HashSet, path::PathBuf, time::Duration};
 use serde::Deserialize;
 use url::Url;
 
-use super::super::{SinkConfig, SinkConfigError};
+use super::super::{SinkConfig, SinkConfigError, secret};
 use crate::config::Span;
 
 /// What `options` may hold.
@@ -124,18 +124,9 @@ impl Settings {
     /// # Errors
     /// One line for people that does not hold the password.
     pub fn password(&self) -> Result<String, SinkConfigError> {
-        let fault = |what: &str, cause: String| {
-            SinkConfigError(format!("clickhouse: options.password: {what}: {cause}"))
-        };
         let Some(text) = &self.password else { return Ok(String::new()) };
-        let password = if let Some(path) = text.strip_prefix("file:") {
-            std::fs::read_to_string(path).map_err(|e| fault(path, e.to_string()))?
-        } else if let Some(name) = text.strip_prefix("env:") {
-            std::env::var(name).map_err(|e| fault(name, e.to_string()))?
-        } else {
-            text.clone()
-        };
-        Ok(password.trim_end_matches(['\n', '\r']).to_owned())
+        secret::look_up(text)
+            .map_err(|cause| SinkConfigError(format!("clickhouse: options.password: {cause}")))
     }
 }
 

@@ -12,7 +12,7 @@
 
 pub(super) mod columns;
 mod inventory;
-mod jsonl;
+pub(super) mod jsonl;
 pub mod layout;
 mod parquet;
 mod project;
