@@ -6,6 +6,7 @@ use std::sync::LazyLock;
 
 use prometheus::{
     Encoder, HistogramVec, IntCounterVec, IntGaugeVec, Registry, TextEncoder, histogram_opts, opts,
+    proto::MetricFamily,
 };
 
 static REGISTRY: LazyLock<Registry> = LazyLock::new(Registry::new);
@@ -156,6 +157,14 @@ gauge! {
     sink_held_bytes(sink) = "tidegate_sink_held_bytes";
     #[doc = "Lanes held back, by sink."]
     sink_held_lanes(sink) = "tidegate_sink_held_lanes";
+    #[doc = "Age of the oldest accepted event that a sink has not made visible, in milliseconds; 0: there is none."]
+    sink_oldest_waiting_milliseconds(sink) = "tidegate_sink_oldest_waiting_milliseconds";
+    #[doc = "1 while a sink's objective is met (or nothing was to become visible), 0 while it is missed."]
+    sink_objective_met(sink) = "tidegate_sink_objective_met";
+    #[doc = "The age that a sink's objective names, in milliseconds."]
+    sink_objective_milliseconds(sink) = "tidegate_sink_objective_milliseconds";
+    #[doc = "What was measured lately of that, at the objective's quantile, in milliseconds."]
+    sink_objective_measured(sink) = "tidegate_sink_objective_measured_milliseconds";
     #[doc = "Small files of a lake that wait to be joined, by sink."]
     lake_small_files(sink) = "tidegate_lake_small_files";
 }
@@ -171,11 +180,13 @@ histogram! {
     sink_visible_seconds(sink) = "tidegate_sink_visible_seconds", SECONDS;
 }
 
-/// Everything, in Prometheus' text format (version 0.0.4).
+/// Everything, and `more` families besides, in Prometheus' text format (version 0.0.4).
 #[must_use]
-pub fn render() -> Vec<u8> {
+pub fn render(more: Vec<MetricFamily>) -> Vec<u8> {
     let mut text = Vec::new();
-    if let Err(error) = TextEncoder::new().encode(&REGISTRY.gather(), &mut text) {
+    let mut families = REGISTRY.gather();
+    families.extend(more);
+    if let Err(error) = TextEncoder::new().encode(&families, &mut text) {
         tracing::error!(%error, "metrics could not be rendered");
     }
     text

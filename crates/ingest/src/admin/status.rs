@@ -7,7 +7,13 @@ use http::{StatusCode, header};
 use serde_json::{Value, json};
 
 use super::{Shared, log};
-use crate::{books::Tally, log::LogHandle, metrics, pipeline::Pipeline, sink::source::LogSource};
+use crate::{
+    books::Tally,
+    log::LogHandle,
+    metrics,
+    pipeline::Pipeline,
+    sink::{Lane, freshness::Named, source::LogSource},
+};
 
 pub(super) async fn healthz() -> &'static str {
     "ok\n"
@@ -23,7 +29,13 @@ pub(super) async fn metrics(
     State(pipeline): State<Shared>,
 ) -> ([(header::HeaderName, &'static str); 1], Vec<u8>) {
     publish(&pipeline);
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics::render())
+    let schemas = pipeline.normalizer.schemas();
+    let named = |lane: &Lane| Named {
+        tenant: pipeline.tenants.get(&lane.tenant).is_some(),
+        event_type: schemas.get(&lane.tenant, lane.event_type.as_str()).is_some(),
+    };
+    let text = metrics::render(pipeline.sinks.families(&named));
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
 }
 
 /// Gauges are set when somebody asks.

@@ -36,6 +36,8 @@ has acknowledged, 1 if not, 3 if it cannot be reached.
   WINDOWS    bytes a sink holds in memory; it may take three times as much for them
   LAG        events accepted that a sink has not made visible yet
   FRESHNESS  the age of the oldest of those
+  MEASURED   how old events were, lately, when they became visible: so many were not older
+  LATE       events older than the objective allows, those included that are not visible yet
 
 Examples:
   ingestctl status
@@ -139,6 +141,48 @@ struct Sink {
     paused: Option<String>,
     partitions: Vec<Progress>,
     held: Vec<Lane>,
+    freshness: Freshness,
+    joining: Option<Joining>,
+}
+
+/// What was measured of a sink's freshness lately.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Freshness {
+    objective: Option<String>,
+    state: Option<String>,
+    over_seconds: f64,
+    quantile: f64,
+    measured_seconds: Option<f64>,
+    events: u64,
+    late: u64,
+    unconfirmed: u64,
+    error: Option<String>,
+    lanes_missed: u64,
+    missed: Vec<Missed>,
+}
+
+/// A lane that misses its sink's objective.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Missed {
+    tenant: String,
+    event_type: String,
+    dead_letters: bool,
+    events: u64,
+    late: u64,
+    worst_seconds: f64,
+}
+
+/// How a lake's small files are joined.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Joining {
+    waiting_folders: u64,
+    waiting_files: u64,
+    removed_files: u64,
+    made_files: u64,
+    error: Option<String>,
 }
 
 /// How a sink does in one partition.
@@ -228,6 +272,9 @@ fn page(context: &Context, document: &Value, offsets: &Value) -> Result<String, 
     section(stages(&status));
     section(offsets.table());
     section(sinks(&status));
+    if status.sinks.iter().any(|sink| 0 < sink.freshness.events || sink.freshness.state.is_some()) {
+        section(freshness(&status));
+    }
     lines.extend(kafka(context, &status.log));
     lines.extend(damage(context, &status.log_quarantine));
     lines.extend(troubles(context, &status));
@@ -356,6 +403,75 @@ fn sinks(status: &Status) -> Table {
     table
 }
 
+/// What was promised of each sink's freshness, and what was measured.
+fn freshness(status: &Status) -> Table {
+    let mut table = Table::new(&["VISIBLE", "OBJECTIVE", ">MEASURED", ">EVENTS", ">LATE", "STATE"]);
+    for sink in &status.sinks {
+        let own = &sink.freshness;
+        let quantile = format!("p{}", (own.quantile * 100_000.0).round() / 1_000.0);
+        table.row(vec![
+            human::safe(&sink.name),
+            match &own.objective {
+                Some(objective) => human::safe(objective),
+                None => format!("none over {}", human::seconds(own.over_seconds)),
+            },
+            match own.measured_seconds {
+                Some(measured) => format!("{quantile} {}", human::seconds(measured)),
+                None => "-".to_owned(),
+            },
+            human::count(own.events),
+            human::count(own.late),
+            own.state.as_deref().map_or("-".to_owned(), human::safe),
+        ]);
+    }
+    table
+}
+
+/// What of freshness and of small files a person should know.
+fn upkeep(sink: &Sink, say: &mut dyn FnMut(Tone, String)) {
+    let (name, own) = (human::safe(&sink.name), &sink.freshness);
+    let objective = own.objective.as_deref().map(human::safe).unwrap_or_default();
+    for lane in &own.missed {
+        let what = if lane.dead_letters { " (dead letters)" } else { "" };
+        let late = human::count(lane.late);
+        say(
+            Tone::Warning,
+            format!(
+                "{name}: {}/{}{what} misses {objective}: {late} of {} late, the oldest {}",
+                human::safe(&lane.tenant),
+                human::safe(&lane.event_type),
+                human::things(lane.events, "event", "events"),
+                human::seconds(lane.worst_seconds),
+            ),
+        );
+    }
+    let more = own.lanes_missed.saturating_sub(own.missed.len() as u64);
+    if 0 < more {
+        say(Tone::Warning, format!("{name}: … and {} more", human::things(more, "lane", "lanes")));
+    }
+    if let Some(error) = own.error.as_deref().filter(|_| 0 < own.unconfirmed) {
+        let events = human::things(own.unconfirmed, "event", "events");
+        let error = human::safe(error);
+        say(Tone::Warning, format!("{name}: {events} written, not confirmed: {error}"));
+    }
+    let Some(joining) = &sink.joining else { return };
+    if let Some(error) = &joining.error {
+        say(Tone::Warning, format!("{name}: small files: {}", human::safe(error)));
+    }
+    if 0 < joining.waiting_files + joining.made_files {
+        say(
+            Tone::Strong,
+            format!(
+                "{name}: {} joined into {} since the start, {} in {} wait",
+                human::things(joining.removed_files, "small file", "small files"),
+                human::count(joining.made_files),
+                human::count(joining.waiting_files),
+                human::things(joining.waiting_folders, "folder", "folders"),
+            ),
+        );
+    }
+}
+
 /// Damaged stretches of the log: those that wait for a person first, the others in one line.
 fn damage(context: &Context, damage: &Damage) -> Vec<String> {
     let mut lines = Vec::new();
@@ -434,6 +550,7 @@ fn troubles(context: &Context, status: &Status) -> Vec<String> {
             let error = human::safe(&lane.error);
             say(Tone::Warning, format!("{name}: {lane_name} is held ({held}): {error}"));
         }
+        upkeep(sink, &mut say);
     }
     for dedup in &status.dedup {
         for window in dedup.windows.iter().filter(|w| w.kept_seconds < w.window_seconds) {

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 
 use super::{
     Filter, LaneRows, Policy, Sink, WriteError,
+    freshness::{Freshness, Wrote},
     memory::Memory,
     pace::{Meter, Pace, Slow},
     quarantine::{Quarantine, QuarantinedEvent},
@@ -45,6 +46,8 @@ pub(super) struct Shared {
     pub name: String,
     pub policy: Policy,
     pub filter: Filter,
+    /// Of all partitions of the sink.
+    pub freshness: Arc<Freshness>,
     pub log: Arc<dyn LogSource>,
     /// The bound of the backlog in bytes, at its most.
     pub bound_bytes: u64,
@@ -297,6 +300,7 @@ impl Desk {
             let error = match written {
                 Ok(()) => {
                     let (stored, took) = (rows.len() as u64, began.elapsed());
+                    self.visible(lane, heads, &rows);
                     return Ok(LaneOutcome::Done { stored, quarantined, took });
                 }
                 Err(WriteError::Reject { rows: guilty }) => {
@@ -360,6 +364,13 @@ impl Desk {
             }
             std::thread::sleep(left.min(TICK));
         }
+    }
+
+    /// Notes when rows became visible.
+    pub fn visible(&self, lane: &Lane, heads: &[Head<'_>], rows: &[Row<'_>]) {
+        let log = &self.shared.log;
+        let wrote = Wrote { log_id: log.log_id(), partition: log.partition(), lane, heads, rows };
+        self.shared.freshness.wrote(wrote, self.clock.now());
     }
 
     /// Tries the lane again later, each time later.

@@ -12,6 +12,7 @@
 //! | `desk` | what these threads share: board, state file, how rows are written |
 //! | `pace`, `memory`, `pressure` | which lane is slow; how large a window may be; what is shed |
 //! | `reconcile` | holds a destination against the log, writes what it lost |
+//! | `freshness` | how old events are when they become visible, and what was promised |
 //! | `upkeep` | work beside writing, behind all else |
 //! | `blackhole` | the shortest sink, meant to be copied (docs/add-a-sink.md) |
 //! | `clickhouse` | inserts into tables of ClickHouse |
@@ -46,6 +47,7 @@ mod delivery;
 mod desk;
 mod elasticsearch;
 mod expire;
+pub mod freshness;
 mod held;
 pub mod lake;
 mod memory;
@@ -67,6 +69,7 @@ mod web;
 mod window;
 mod worker;
 
+pub use freshness::Objective;
 pub use memory::{FACTOR as MEMORY_FACTOR, ROW_BYTES};
 pub use reconcile::Found;
 pub use rows::{Lane, LaneRows};
@@ -149,6 +152,19 @@ pub trait Sink: Send + Sync {
     /// How old the oldest event may grow before a window is cut, where the configuration is silent.
     fn flush_age(&self) -> Duration {
         Duration::from_secs(5)
+    }
+
+    /// True where what is written is visible only once [`Sink::are_visible`] says so.
+    fn asks(&self) -> bool {
+        false
+    }
+
+    /// Which of these rows, all of which were written, can be read at the destination.
+    ///
+    /// # Errors
+    /// Its own words when it cannot be asked.
+    fn are_visible(&self, marks: &[freshness::Mark]) -> Result<Vec<bool>, String> {
+        Ok(vec![true; marks.len()])
     }
 
     /// What there is to do beside writing, by a thread of its own.
@@ -234,6 +250,9 @@ pub struct SinkConfig {
     /// When a window is cut.
     #[serde(default)]
     pub flush: Flush,
+    /// How fresh what it makes visible is to be, such as `"p95 < 3s"`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub objective: Option<Objective>,
     /// What happens when its backlog reaches `log.backlog_bytes`.
     #[serde(default)]
     pub policy: Policy,
@@ -260,6 +279,7 @@ impl SinkConfig {
             start: Start::First,
             filter: Filter::default(),
             flush: Flush::default(),
+            objective: None,
             policy: Policy::default(),
             options: toml::Table::new(),
         }

@@ -15,12 +15,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use prometheus::proto::MetricFamily;
 use tidegate_event::{ReceivedAt, TenantId};
 use tokio::sync::watch;
 
 use super::{
-    Policy, Sink, SinkConfig, Sinks,
+    Lane, Policy, Sink, SinkConfig, Sinks,
     desk::Shared,
+    freshness::{Families, Freshness, Met, Named, Waiting},
     quarantine::Quarantine,
     status::{HeldLane, PartitionStatus, SinkState, SinkStatus},
     upkeep::Upkeep,
@@ -51,8 +53,9 @@ pub(super) struct Running {
     /// What is opened of it.
     pub sink: Arc<dyn Sink>,
     pub quarantine: Arc<Quarantine>,
+    pub freshness: Arc<Freshness>,
     /// Of the log's partitions those whose sinks run here.
-    pub partitions: Mutex<Vec<Arc<Shared>>>,
+    pub partitions: Arc<Mutex<Vec<Arc<Shared>>>>,
     /// One at a time.
     pub reconciling: Mutex<()>,
     /// True while nothing is done beside writing.
@@ -256,6 +259,24 @@ impl Running {
         }
     }
 
+    /// What it has yet to write, as old as it is known to be.
+    fn waiting(&self) -> Vec<Waiting> {
+        let mut waiting = Vec::new();
+        for shared in &self.partitions() {
+            let board = shared.board();
+            let held = board.state.held.iter().filter(|held| 0 < held.pending_rows);
+            waiting.extend(held.map(|held| Waiting {
+                lane: Some(held.lane.clone()),
+                events: held.pending_rows,
+                oldest: held.oldest,
+            }));
+            let events = shared.log.latest().since(board.state.cursor);
+            let main = board.oldest.filter(|_| 0 < events);
+            waiting.extend(main.map(|at| Waiting { lane: None, events, oldest: at.0 }));
+        }
+        waiting
+    }
+
     fn status(&self, now: ReceivedAt) -> SinkStatus {
         let (behind, drain, partitions) = (self.behind(), self.drain(), self.partitions());
         let mut status = SinkStatus {
@@ -275,6 +296,7 @@ impl Running {
             held_bytes: partitions.iter().map(|shared| shared.memory.held()).sum(),
             freshness_seconds: 0.0,
             paused: partitions.iter().find_map(|shared| shared.board().paused.clone()),
+            freshness: self.freshness.status(now, &self.waiting()),
             held: Vec::new(),
             joining: self.sink.upkeep().and_then(Upkeep::joining),
         };
@@ -320,6 +342,15 @@ fn set_gauges(status: &SinkStatus) {
     metrics::sink_drain_bytes(name, signed(status.drain_bytes_per_second));
     metrics::sink_memory_bytes(name, signed(status.memory_bytes));
     metrics::sink_held_bytes(name, signed(status.held_bytes));
+    let freshness = &status.freshness;
+    let micros = |seconds: f64| Duration::from_secs_f64(seconds.max(0.0)).as_micros();
+    let millis = |seconds: f64| i64::try_from(micros(seconds) / 1_000).unwrap_or(i64::MAX);
+    metrics::sink_oldest_waiting_milliseconds(name, millis(status.freshness_seconds));
+    if let (Some(state), Some(within)) = (freshness.state, freshness.within_seconds) {
+        metrics::sink_objective_met(name, i64::from(state != Met::Missed));
+        metrics::sink_objective_milliseconds(name, millis(within));
+        metrics::sink_objective_measured(name, millis(freshness.measured_seconds.unwrap_or(0.0)));
+    }
     if let Some(joining) = &status.joining {
         metrics::lake_small_files(name, signed(joining.waiting_files));
     }
@@ -346,6 +377,15 @@ impl Sinks {
     /// Sets every sink's gauges.
     pub fn publish(&self) {
         self.status().iter().for_each(set_gauges);
+    }
+
+    /// How old events were when they became visible, as metrics; `named`: what may be said of a lane.
+    pub fn families(&self, named: &dyn Fn(&Lane) -> Named) -> Vec<MetricFamily> {
+        let mut families = Families::default();
+        for sink in &self.sinks {
+            sink.freshness.export(&sink.config.name, named, &mut families);
+        }
+        families.finish()
     }
 
     /// Why events are refused for their sake, one sentence each.

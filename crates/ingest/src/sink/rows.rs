@@ -30,6 +30,26 @@ impl std::fmt::Display for Lane {
     }
 }
 
+/// When the rows of a lane were received, and how many each time: looks at each batch, not at each row.
+pub fn receipts<'a>(
+    heads: &'a [Head<'a>],
+    rows: &'a [Row<'a>],
+) -> impl Iterator<Item = (ReceivedAt, u64)> + 'a {
+    let mut rest = rows;
+    std::iter::from_fn(move || {
+        let first = rest.first()?;
+        let mut step = 1;
+        while rest.get(step).is_some_and(|row| row.head == first.head) {
+            step *= 2;
+        }
+        let within = rest.get(..step).unwrap_or(rest);
+        let count = within.partition_point(|row| row.head <= first.head).max(1);
+        let received_at = first.received_at(heads);
+        rest = rest.get(count..).unwrap_or_default();
+        Some((received_at, count as u64))
+    })
+}
+
 /// What the rows of one batch share.
 #[derive(Clone, Debug)]
 pub struct Head<'a> {

@@ -18,6 +18,7 @@ use super::{
     Sink, SinkConfig, SinkContext, SinkKind, clickhouse,
     crew::Crew,
     desk::{Board, Desk, Shared},
+    freshness::Freshness,
     lake::{self, Schemas},
     memory::Memory,
     pressure::{Bound, PressureCache, Running},
@@ -97,6 +98,8 @@ pub struct Sinks {
     pub(super) sinks: Vec<Running>,
     threads: Mutex<Vec<(Partition, JoinHandle<()>)>>,
     upkeep: Mutex<Vec<JoinHandle<()>>>,
+    /// True once what is done beside writing is to end.
+    ends: Arc<AtomicBool>,
     parts: SinkParts,
     share: u64,
     pub(super) pressure: Mutex<PressureCache>,
@@ -145,9 +148,10 @@ pub fn start_with(
         made.and_then(|()| parts.storage.sync_dir(&dir)).map_err(io)?;
         let path = dir.join(format!("{}-quarantine.jsonl", config.name));
         let quarantine = Arc::new(Quarantine::new(Arc::clone(&parts.storage), path));
+        let freshness = Arc::new(Freshness::new(config.objective, sink.asks()));
         let lane_bytes = lane_bytes(&config, parts.backlog_bytes)?;
         let bound = Bound::new(parts.backlog_bytes, parts.sink_delay);
-        let (partitions, reconciling) = (Mutex::default(), Mutex::default());
+        let (partitions, reconciling) = (Arc::default(), Mutex::default());
         running.push(Running {
             config,
             sink,
@@ -156,6 +160,7 @@ pub fn start_with(
             bound,
             partitions,
             reconciling,
+            freshness,
             rests: watch::Sender::new(true),
         });
     }
@@ -163,6 +168,7 @@ pub fn start_with(
         sinks: running,
         threads: Mutex::default(),
         upkeep: Mutex::default(),
+        ends: Arc::default(),
         parts: parts.clone(),
         share,
         pressure: Mutex::default(),
@@ -176,24 +182,30 @@ pub fn start_with(
             workers.append(&mut sinks.workers(log, &Files { storage, dir, partition })?);
         }
         sinks.launch(workers)?;
-        // Where others share the log, one that was thought dead may still write what it had begun: files
-        // that were joined meanwhile would be there twice.
-        start_upkeep(&sinks, parts)?;
     }
+    start_upkeep(&sinks, parts)?;
     Ok(sinks)
 }
 
 /// One thread for each sink that has something to do beside writing.
 fn start_upkeep(sinks: &Sinks, parts: &SinkParts) -> Result<(), SinkStartError> {
-    for running in sinks.sinks.iter().filter(|running| running.sink.upkeep().is_some()) {
-        let (sink, partitions) = (Arc::clone(&running.sink), running.partitions());
-        let (clock, name) = (Arc::clone(&parts.clock), running.config.name.clone());
+    for running in sinks.sinks.iter().filter(|running| upkeep::is_needed(&*running.sink)) {
+        let name = running.config.name.clone();
+        let beside = upkeep::Beside {
+            name: name.clone(),
+            sink: Arc::clone(&running.sink),
+            freshness: Arc::clone(&running.freshness),
+            partitions: Arc::clone(&running.partitions),
+            clock: Arc::clone(&parts.clock),
+            ends: Arc::clone(&sinks.ends),
+            alone: !parts.shared_log,
+        };
         let rests = running.rests.clone();
         rests.send_replace(false);
         let thread = std::thread::Builder::new().name(format!("upkeep-{name}")).spawn(move || {
             let _farewell = upkeep::Farewell(rests);
             give_way(NICEST);
-            upkeep::run(&*sink, &partitions, &*clock);
+            beside.run();
         });
         let path = parts.data_dir.join("sinks");
         let thread = thread.map_err(|source| SinkStartError::Io { sink: name, path, source })?;
@@ -287,6 +299,7 @@ fn worker(
         name: config.name.clone(),
         policy: config.policy,
         filter: config.filter.clone(),
+        freshness: Arc::clone(&running.freshness),
         log: Arc::clone(log),
         // Each partition has its share of the bound.
         bound_bytes: parts.backlog_bytes / (parts.logs.len().max(1) as u64),
@@ -363,6 +376,7 @@ impl Sinks {
     /// Writes all that the log holds now, whatever its age, then ends the sinks' threads; after
     /// `deadline` they end with what they have, and go on from there at the next start.
     pub async fn drain(&self, deadline: Duration) {
+        self.ends.store(true, Ordering::Release);
         for shared in self.shared() {
             shared.flush.store(true, Ordering::Release);
         }
@@ -387,6 +401,7 @@ impl Sinks {
 
     /// Ends the threads at their next safe point and waits for them. Blocks.
     pub fn stop(&self) {
+        self.ends.store(true, Ordering::Release);
         for shared in self.shared() {
             shared.quit.store(true, Ordering::Release);
         }
@@ -512,6 +527,7 @@ impl Sinks {
 
 impl Drop for Sinks {
     fn drop(&mut self) {
+        self.ends.store(true, Ordering::Release);
         for shared in self.shared() {
             shared.quit.store(true, Ordering::Release);
         }

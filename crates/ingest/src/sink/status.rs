@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use serde::{Deserialize, Serialize};
 use tidegate_event::{Offset, Partition};
 
-use super::{Policy, rows::Lane, start::Began};
+use super::{Policy, freshness::FreshnessStatus, rows::Lane, start::Began};
 
 /// What became of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,6 +165,8 @@ pub struct SinkStatus {
     /// Why windows that are old enough wait, where they do.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub paused: Option<String>,
+    /// How old events were when they became visible, and whether that is what was promised.
+    pub freshness: FreshnessStatus,
     /// The lanes that wait alone.
     pub held: Vec<HeldLane>,
     /// How joining small files does, for a lake that does it.

@@ -1,7 +1,10 @@
 //! What a sink does beside writing: one thread for each sink that has such work, behind all others.
 
 use std::{
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -11,6 +14,7 @@ use tokio::sync::watch;
 use super::{
     Lane, Sink,
     desk::{Shared, TICK},
+    freshness::Freshness,
     memory::{Aside, FACTOR},
     status::{JoinStatus, SinkState},
 };
@@ -21,6 +25,9 @@ const BUSY_BYTES: u64 = 64 << 20;
 /// The part of a partition's memory that this work may take.
 const MEMORY_PART: u64 = 4;
 
+/// How often a destination is asked what is visible, and about how many lanes at once.
+const ASK_EVERY: Duration = Duration::from_secs(1);
+const ASK_MOST: usize = 100;
 /// The least time between two turns.
 const TURN_LEAST: Duration = Duration::from_millis(20);
 
@@ -39,6 +46,7 @@ pub trait Upkeep: Send + Sync {
 pub struct Turn<'a> {
     partitions: &'a [Arc<Shared>],
     clock: &'a dyn Clock,
+    ends: &'a AtomicBool,
 }
 
 /// Memory for one partition's files, until dropped.
@@ -56,10 +64,7 @@ impl Turn<'_> {
 
     /// True once the sink is to end.
     pub fn stop(&self) -> bool {
-        let ends = |shared: &Arc<Shared>| {
-            shared.quit.load(Ordering::Acquire) || shared.flush.load(Ordering::Acquire)
-        };
-        self.partitions.iter().any(ends)
+        self.ends.load(Ordering::Acquire)
     }
 
     /// True while the sink has more to write than a window, or its destination takes nothing.
@@ -106,15 +111,64 @@ impl Drop for Farewell {
     }
 }
 
-/// Gives the sink its turns until it ends.
-pub(super) fn run(sink: &dyn Sink, partitions: &[Arc<Shared>], clock: &dyn Clock) {
-    let turn = Turn { partitions, clock };
-    let mut due = Instant::now();
-    while !turn.stop() {
-        let Some(upkeep) = sink.upkeep() else { return };
-        if due <= Instant::now() {
-            due = Instant::now() + upkeep.turn(&turn).max(TURN_LEAST);
+/// What a thread beside writing works for.
+pub(super) struct Beside {
+    pub name: String,
+    pub sink: Arc<dyn Sink>,
+    pub freshness: Arc<Freshness>,
+    /// Those that run here now.
+    pub partitions: Arc<Mutex<Vec<Arc<Shared>>>>,
+    pub clock: Arc<dyn Clock>,
+    /// True once the sink is to end.
+    pub ends: Arc<AtomicBool>,
+    /// Where others share the log, one that was thought dead may still write what it had begun: files that
+    /// were joined meanwhile would be there twice. So the sink's own work is only done where nobody does.
+    pub alone: bool,
+}
+
+impl Beside {
+    /// Gives the sink its turns until it ends.
+    pub fn run(&self) {
+        let (mut due, mut ask) = (Instant::now(), Instant::now());
+        while !self.ends.load(Ordering::Acquire) {
+            if due <= Instant::now() {
+                due = Instant::now() + self.turn().max(TURN_LEAST);
+            }
+            if self.sink.asks() && ask <= Instant::now() {
+                self.ask();
+                ask = Instant::now() + ASK_EVERY;
+            }
+            let next = if self.sink.asks() { due.min(ask) } else { due };
+            std::thread::sleep(next.saturating_duration_since(Instant::now()).min(TICK));
         }
-        std::thread::sleep(due.saturating_duration_since(Instant::now()).min(TICK));
     }
+
+    /// One turn of the sink's own work; returns when it wants the next. What begins to need turns later
+    /// gets them then.
+    fn turn(&self) -> Duration {
+        let Some(upkeep) = self.sink.upkeep().filter(|_| self.alone) else { return ASK_EVERY };
+        let partitions = self.partitions.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let turn = Turn { partitions: &partitions, clock: &*self.clock, ends: &self.ends };
+        upkeep.turn(&turn)
+    }
+
+    /// Asks the destination what of the last writes can be read: one question.
+    fn ask(&self) {
+        let marks = self.freshness.marks(ASK_MOST);
+        if marks.is_empty() {
+            return;
+        }
+        match self.sink.are_visible(&marks) {
+            Ok(visible) => self.freshness.answered(&marks, &visible, self.clock.now()),
+            Err(error) => {
+                tracing::debug!(sink = self.name, error, "what is visible could not be asked");
+                self.freshness.not_answered(error);
+            }
+        }
+    }
+}
+
+/// True where a sink has work beside writing.
+pub(super) fn is_needed(sink: &dyn Sink) -> bool {
+    sink.asks() || sink.upkeep().is_some()
 }

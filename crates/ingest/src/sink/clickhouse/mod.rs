@@ -12,6 +12,7 @@
 //! | `reconcile` | which rows a table lacks, and putting them back |
 //! | `shard` | which server has which tenant |
 //! | `verdict` | which exceptions blame rows |
+//! | `visible` | which rows can be read |
 //!
 //! Exactly once, in short: an insert is one block in one partition, so it is there whole or not at all.
 //! Its token follows from its rows, so the server takes it once, while it remembers the token. Before an
@@ -29,6 +30,7 @@ mod reconcile;
 mod shard;
 mod tables;
 mod verdict;
+mod visible;
 
 use std::{
     collections::HashSet,
@@ -43,6 +45,7 @@ use url::Url;
 use super::{
     Found, Lane, LaneRows, Pause, Sink, SinkConfig, SinkConfigError, SinkContext, SinkKind,
     WriteError,
+    freshness::Mark,
     lake::{self, Schemas, columns::Table, table},
 };
 use block::{Block, Presence, There};
@@ -338,6 +341,38 @@ impl Sink for ClickHouse {
         Duration::from_millis(700)
     }
 
+    fn asks(&self) -> bool {
+        true
+    }
+
+    fn are_visible(&self, marks: &[Mark]) -> Result<Vec<bool>, String> {
+        let mut visible = vec![false; marks.len()];
+        for server in &self.servers {
+            // Those of the server's own tenants, and where each of them stands among all.
+            let own = |mark: &Mark| {
+                let home = self.server(mark.lane.tenant.as_str());
+                home.is_ok_and(|home| std::ptr::eq(home, server))
+            };
+            let (places, own): (Vec<usize>, Vec<Mark>) = marks
+                .iter()
+                .enumerate()
+                .filter(|(_, mark)| own(mark))
+                .map(|(at, m)| (at, m.clone()))
+                .unzip();
+            if own.is_empty() {
+                continue;
+            }
+            for (at, is_visible) in
+                places.into_iter().zip(server.are_visible(&self.settings, &own)?)
+            {
+                if let Some(visible) = visible.get_mut(at) {
+                    *visible = is_visible;
+                }
+            }
+        }
+        Ok(visible)
+    }
+
     fn can_reconcile(&self) -> bool {
         true
     }
@@ -360,6 +395,22 @@ impl Sink for ClickHouse {
 }
 
 impl Server {
+    fn are_visible(&self, settings: &Settings, marks: &[Mark]) -> Result<Vec<bool>, String> {
+        let id = format!("tidegate-{}", uuid::Uuid::now_v7());
+        let statement = visible::question(&settings.database, marks);
+        // As whoever queries asks: any replica, whatever it has.
+        let request = Request {
+            id: &id,
+            statement: &statement,
+            settings: &[],
+            body: None,
+            answer_bytes_max: ANSWER_BYTES_MAX,
+        };
+        let answer = self.client.ask(request).map_err(|fault| fault.to_string())?;
+        let none = || format!("{} gave no answer to what is visible", self.client.url());
+        visible::answer(&answer, marks.len()).ok_or_else(none)
+    }
+
     fn probe(&self) -> Result<(), String> {
         let url = self.client.url();
         let id = format!("tidegate-{}", uuid::Uuid::now_v7());
