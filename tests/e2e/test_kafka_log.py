@@ -66,11 +66,18 @@ def readiness(server):
 
 
 def settle(*servers, partitions=2):
-    """Waits until every partition is somebody's, and every sink has made everything visible."""
-    everything = list(range(partitions))
-    wait_until("every partition is owned", lambda: sorted(sum(map(owned, servers), [])) == everything)
-    for server in servers:
-        server.settle()
+    """Waits until every partition is somebody's, and every sink has made everything visible: both at one moment, since a
+    partition that is nobody's has no sink that could lag."""
+
+    def caught_up():
+        told = [request_of("GET", f"{server.admin}/api/v1/status", timeout=5).json() for server in servers]
+        shares = [one["log"]["partitions_owned"] for one in told]
+        sinks = [sink for one in told for sink in one["sinks"]]
+        runs = sorted(part["partition"] for sink in sinks for part in sink["partitions"])
+        everything = list(range(partitions))
+        return sorted(sum(shares, [])) == runs == everything and all(sink["lag_events"] == 0 for sink in sinks)
+
+    wait_until("every partition is owned, and every sink has caught up", caught_up)
 
 
 def messages(kafka, topic):

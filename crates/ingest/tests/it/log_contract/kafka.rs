@@ -183,6 +183,8 @@ fn marks_of_transactions_and_messages_of_others_are_told_apart_from_events() {
             true => other.abort_transaction(super::SOON).unwrap(),
         }
     }
+    // A mark is written some time after its transaction is over.
+    log.wait_for(7);
     // Three of ours, theirs and its mark, one that was undone and its mark.
     assert_eq!(log.appended(1, 2).range.unwrap().from().0, 7);
     log.wait_for(9);

@@ -294,8 +294,12 @@ fn a_way_in_that_is_full_refuses_with_when_to_come_again_and_the_books_balance(p
     assert_eq!(log.read(0, taken * 50).len() as u64, taken * 50);
     let standing = log.books.standing();
     assert_eq!((standing.difference, standing.in_flight, standing.unaccounted), (0, 0, 0));
-    let stats = log.writer.stats();
-    assert_eq!(stats.held_bytes, 0, "what is done is given back");
+    // What is done is given back, an instant after the last answer.
+    let until = std::time::Instant::now() + SOON;
+    while log.writer.stats().held_bytes != 0 {
+        assert!(std::time::Instant::now() < until, "{:?}", log.writer.stats());
+        std::thread::yield_now();
+    }
     log.appended(999, 1);
     log.close();
 }
