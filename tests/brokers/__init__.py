@@ -68,14 +68,15 @@ def tool(name, *arguments, timeout=120):
 class Kafka:
     """A cluster of brokers, each also a controller; ready once it is made."""
 
-    def __init__(self, folder, free_ports, wait_until, brokers=1, users=None, **settings):
-        """`settings`: broker settings, `_` for `.`. `users`: names and passwords, who come in by `sasl_servers`."""
+    def __init__(self, folder, free_ports, wait_until, brokers=1, users=None, tls=None, **settings):
+        """`settings`: broker settings, `_` for `.`. `users`: names and passwords, who come in by `sasl_servers`; over TLS where
+        `tls` is a file with a key and its certificate (PEM). There OAUTHBEARER takes any token that is not signed."""
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.wait_until = wait_until
         self.settings = {name.replace("_", "."): str(value) for name, value in settings.items()}
         self.numbers = range(1, brokers + 1)
-        self.users = users or {}
+        self.users, self.tls = users or {}, tls
         ports = free_ports(3 * brokers)
         self.ports = dict(zip(self.numbers, ports[:brokers], strict=True))
         self.quorum = dict(zip(self.numbers, ports[brokers : 2 * brokers], strict=True))
@@ -120,13 +121,19 @@ class Kafka:
     def sasl(self, number):
         """A second way in, for those who say who they are."""
         module = "org.apache.kafka.common.security"
+        tls = {} if self.tls is None else {
+            "listener.name.clients.ssl.keystore.type": "PEM", "listener.name.clients.ssl.keystore.location": self.tls,
+        }  # fmt: skip
+        protocol = "SASL_PLAINTEXT" if self.tls is None else "SASL_SSL"
         known = "".join(f' user_{name}="{password}"' for name, password in self.users.items())
         return {
             "listeners": f"PLAINTEXT://127.0.0.1:{self.ports[number]},CLIENTS://127.0.0.1:{self.sasl_ports[number]},"
             f"CONTROLLER://127.0.0.1:{self.quorum[number]}",
-            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CLIENTS:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT",
-            "listener.name.clients.sasl.enabled.mechanisms": "PLAIN,SCRAM-SHA-256,SCRAM-SHA-512",
+            "listener.security.protocol.map": f"PLAINTEXT:PLAINTEXT,CLIENTS:{protocol},CONTROLLER:PLAINTEXT",
+            "listener.name.clients.sasl.enabled.mechanisms": "PLAIN,SCRAM-SHA-256,SCRAM-SHA-512,OAUTHBEARER",
             "listener.name.clients.plain.sasl.jaas.config": f"{module}.plain.PlainLoginModule required{known};",
+            "listener.name.clients.oauthbearer.sasl.jaas.config": f"{module}.oauthbearer.OAuthBearerLoginModule required;",
+            **tls,
             "listener.name.clients.scram-sha-256.sasl.jaas.config": f"{module}.scram.ScramLoginModule required;",
             "listener.name.clients.scram-sha-512.sasl.jaas.config": f"{module}.scram.ScramLoginModule required;",
         }
@@ -141,7 +148,7 @@ class Kafka:
                 scram += ["--add-scram", f"{mechanism}=[name={name},password={password}]"]
         with open(self.folder / f"broker-{number}.log", "ab") as log:
             return subprocess.Popen(
-                java("kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(config), *scram), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                java("kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", "-c", str(config), *scram), stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
 
     def config(self, number):

@@ -6,6 +6,7 @@ import time
 from harness import http, tally, wait_until
 from test_clickhouse import clickhouse, sink  # noqa: F401 (a fixture)
 
+SCHEMAS = {name: {"type": "object", "properties": {"n": {"type": "integer"}}} for name in ("view", "click")}
 OBJECTIVE = 'flush = { age = "200ms" }\nobjective = "p95 < 3s over 10s"'
 
 
@@ -29,7 +30,7 @@ def send(server, key, seconds):
 def test_an_objective_is_met_missed_while_the_server_is_away_and_met_again(make_server, clickhouse):  # noqa: F811
     both = sink(clickhouse).replace('flush = { age = "200ms" }', OBJECTIVE)
     assert OBJECTIVE in both
-    server = make_server(sink='objective = "p95 < 1h"\n' + both).start()
+    server = make_server(sink='objective = "p95 < 1h"\n' + both, schemas=SCHEMAS).start()
     key = server.add_tenant()
     server.accept([{"event_type": "view"}, {"event_type": "click"}], key)
     wait_until("the tables are there", lambda: clickhouse.has("view") and clickhouse.has("click"))
@@ -65,13 +66,16 @@ def test_an_objective_is_met_missed_while_the_server_is_away_and_met_again(make_
 
 
 def test_an_event_type_of_the_lake_is_measured_by_tenant(make_server):
-    server = make_server().start()
+    server = make_server(schemas=SCHEMAS).start()
     for tenant in ("acme", "beta"):
         key = server.add_tenant(tenant)
         server.accept([{"event_type": "view", "n": n} for n in range(7)], key)
+        # A type that somebody made up makes no series of its own.
+        server.accept([{"event_type": "made_up"}, {"event_type": "made_up_too"}], key)
     server.settle()
     count = metrics(server, "tidegate_sink_event_age_seconds_count")
-    wanted = {f'sink="lake",tenant="{tenant}",event_type="view",dead_letters="0"': 7 for tenant in ("acme", "beta")}
+    kinds = [(tenant, kind, n) for tenant in ("acme", "beta") for kind, n in (("view", 7), ("", 2))]
+    wanted = {f'sink="lake",tenant="{tenant}",event_type="{kind}",dead_letters="0"': n for tenant, kind, n in kinds}
     assert count == wanted
     last = metrics(server, "tidegate_sink_lane_age_seconds")
     assert last.keys() == wanted.keys() and all(0 < age < 30 for age in last.values()), last

@@ -1,11 +1,17 @@
 """The log on Apache Kafka: real brokers, killed, paused and led by others, under load; several ingestds on one topic."""
 
+import base64
+import http.server
 import json
+import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
-from harness import Load, check_nothing_missing, free_ports, http, journal_ids, lake_ids, tally, toml, wait_until
+from harness import Load, check_nothing_missing, free_ports, journal_ids, lake_ids, tally, toml, wait_until
+from harness import http as request_of
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -56,7 +62,7 @@ def owned(server):
 
 
 def readiness(server):
-    return http("GET", f"{server.admin}/readyz", timeout=5)
+    return request_of("GET", f"{server.admin}/readyz", timeout=5)
 
 
 def settle(*servers, partitions=2):
@@ -186,7 +192,7 @@ def test_brokers_that_die_and_leaders_that_move_lose_nothing(make_server, three)
 
 def test_without_enough_copies_nothing_is_acknowledged_until_they_are_back(make_server, three):
     """Scenario: two of three brokers are killed; events are sent; the brokers come back.
-    Guarantees: 503 `storage` while two copies cannot have an event, not ready; then 200 again, all of it in the lake."""
+    Guarantees: 503 `outcome_unknown` while two copies cannot have an event, not ready; then 200 again, all of it in the lake."""
     server = make_server(log=on_kafka(three, "copies", safe=True)).start()
     key = server.add_tenant()
     server.accept([{"event_type": TYPE, "event_id": "before"}], key)
@@ -195,7 +201,7 @@ def test_without_enough_copies_nothing_is_acknowledged_until_they_are_back(make_
     for number in gone:
         three.kill(number)
     refused = server.send([{"event_type": TYPE, "event_id": "meanwhile"}], key, timeout=60)
-    assert (refused.status, refused.headers["X-Shed-Reason"]) == (503, "storage"), refused
+    assert (refused.status, refused.headers["X-Shed-Reason"]) == (503, "outcome_unknown"), refused
     assert refused.headers["Retry-After"]
     for number in gone:
         three.spawn(number)
@@ -216,7 +222,7 @@ def test_a_broker_that_stands_still_is_waited_for_and_then_refused(make_server, 
     one.pause(1)
     try:
         refused = server.send([{"event_type": TYPE, "event_id": "meanwhile"}], key, timeout=60)
-        assert (refused.status, refused.headers["X-Shed-Reason"]) == (503, "storage"), refused
+        assert (refused.status, refused.headers["X-Shed-Reason"]) == (503, "outcome_unknown"), refused
         ready = wait_until("it is not ready", lambda: readiness(server).status == 503 and readiness(server))
         assert "Kafka has not answered" in ready.json()["reasons"][0], ready
     finally:
@@ -363,24 +369,103 @@ def test_a_topic_made_anew_under_the_old_name_is_found_out(make_server, one):
     assert {row[3] for row in lake_ids(server)} == {f"old-{i}" for i in range(20)}
 
 
-@pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"])
-def test_a_password_lets_in_and_a_wrong_one_is_told(make_server, guarded, mechanism):
-    def sasl(password):
-        return f'[log.kafka.sasl]\nmechanism = "{mechanism}"\nuser = "tidegate"\npassword = {toml(password)}'
+def sasl(kafka, topic, mechanism, password, more="", ca=None):
+    """A log on `topic` for who says who it is."""
+    section = f"""[log.kafka.tls]
+ca = {toml(ca or kafka.certificate)}
+[log.kafka.sasl]
+mechanism = "{mechanism}"
+user = "tidegate"
+password = {toml(password)}
+{more}"""
+    return on_kafka(kafka, topic, section, partitions=1).replace(kafka.servers, kafka.sasl_servers)
 
-    log = on_kafka(guarded, f"guarded-{mechanism.lower()}", sasl("right"), partitions=1).replace(guarded.servers, guarded.sasl_servers)
-    server = make_server(log=log).start()
+
+@pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"])
+def test_a_password_lets_in_over_tls_and_a_wrong_one_is_told(make_server, guarded, mechanism):
+    topic = f"guarded-{mechanism.lower()}"
+    server = make_server(log=sasl(guarded, topic, mechanism, "right")).start()
     server.accept([{"event_type": TYPE, "event_id": "in"}], server.add_tenant())
     settle(server, partitions=1)
     assert server.count(TYPE) == 1
-    said = refusal(make_server(log=log.replace('"right"', '"wrong"')))
+    said = refusal(make_server(log=sasl(guarded, topic, mechanism, "wrong")))
     assert "cannot be asked" in said and "Authentication failed" in said, said
     assert "wrong" not in said
 
 
+def test_a_broker_whose_certificate_nobody_vouches_for_is_not_talked_to(make_server, guarded, tmp_path):
+    _, other = certificate(tmp_path)
+    said = refusal(make_server(log=sasl(guarded, "guarded-tls", "PLAIN", "right", ca=other)))
+    assert "cannot be asked" in said and "certificate verify failed" in said, said
+
+
+def known(log):
+    """The operator has made the topics, and looked at them."""
+    return log.replace("create = true", "unchecked = true")
+
+
+def unsigned_token(user):
+    def part(claims):
+        return base64.urlsafe_b64encode(json.dumps(claims).encode()).decode().rstrip("=")
+
+    now = int(time.time())
+    return f"{part({'alg': 'none'})}.{part({'sub': user, 'iat': now, 'exp': now + 3600})}."
+
+
+class Tokens(http.server.BaseHTTPRequestHandler):
+    """Gives a token to who knows the secret."""
+
+    asked = []
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        self.asked.append(body)
+        known = self.headers["Authorization"] == "Basic " + base64.b64encode(b"tidegate:right").decode()
+        answer = json.dumps({"access_token": unsigned_token("tidegate"), "expires_in": 3600}).encode()
+        self.send_response(200 if known else 401)
+        self.end_headers()
+        self.wfile.write(answer if known else b"")
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_token_lets_in_and_a_wrong_secret_is_told(make_server, guarded):
+    """Guarantees: OAUTHBEARER asks the token endpoint with id, secret and scope, and comes in with what it gives out."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Tokens) as endpoint:
+        threading.Thread(target=endpoint.serve_forever, daemon=True).start()
+        guarded.make_topic("guarded-oauth", 1, 1, max_message_bytes=2000000)
+        guarded.make_topic("guarded-oauth.state", 1, 1, cleanup_policy="compact")
+        more = f'token_url = "http://127.0.0.1:{endpoint.server_port}/token"\nscope = "kafka"'
+        server = make_server(log=known(sasl(guarded, "guarded-oauth", "OAUTHBEARER", "right", more))).start()
+        assert "log.kafka.unchecked" in server.status()["log"]["notes"][0]
+        server.accept([{"event_type": TYPE, "event_id": "in"}], server.add_tenant())
+        settle(server, partitions=1)
+        assert server.count(TYPE) == 1
+        assert "grant_type=client_credentials&scope=kafka" in Tokens.asked
+        said = refusal(make_server(log=known(sasl(guarded, "guarded-oauth", "OAUTHBEARER", "wrong", more))))
+        endpoint.shutdown()
+    assert "cannot be asked" in said and "401" in said, said
+
+
+def certificate(folder):
+    """A key with a certificate for 127.0.0.1 that vouches for itself: both in one file, and the certificate alone."""
+    key, alone, both = folder / "key.pem", folder / "certificate.pem", folder / "both.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", alone, "-days", "2",
+         "-subj", "/CN=broker", "-addext", "subjectAltName=IP:127.0.0.1"],
+        check=True, capture_output=True, timeout=60,
+    )  # fmt: skip
+    both.write_text(key.read_text() + alone.read_text())
+    return both, alone
+
+
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory):
-    """One broker that asks who one is."""
-    kafka = Kafka(tmp_path_factory.mktemp("guarded"), free_ports, wait_until, 1, users={"tidegate": "right"})
+    """One broker that asks who one is, over TLS."""
+    folder = tmp_path_factory.mktemp("guarded")
+    both, alone = certificate(folder)
+    kafka = Kafka(folder, free_ports, wait_until, 1, users={"tidegate": "right"}, tls=both)
+    kafka.certificate = alone
     yield kafka
     kafka.end()

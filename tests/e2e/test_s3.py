@@ -431,3 +431,70 @@ def test_a_store_that_puts_over_what_is_there_is_refused_unless_named(make_serve
     puts = [request for request in s3.requests if is_put_of_a_file(request)]
     assert lost and {put.path for put in puts} == set(lost) and not any(put.create_only for put in puts), puts
     assert "a second server with this log's id could put over it" in server.logs()
+
+
+MERGE = '[sink.options.merge]\nafter = "0s"\nevery = "1s"\nsettle = "1s"\n'
+
+
+def test_small_files_are_joined_in_the_bucket_while_a_reader_lists_and_reads(make_server, make_s3):
+    """Scenario: files every 100 ms, joined every second, the answers to some puts and deletes lost; pyarrow lists and
+    reads the bucket all the time. Guarantees: what it reads has each row once, or it fails; nothing is lost."""
+    s3 = make_s3()
+    server = lake_on(make_server, s3, flush_age="100ms")
+    server.parts["sink"] = MERGE + server.parts["sink"]
+    server.write_config()
+    server.start()
+    key = server.add_tenant()
+    server.accept(events(5), key)
+    server.settle()
+    options = dict(access_key="test", secret_key="test", region=REGION, scheme="http")
+    seen = {"whole": 0, "told": 0, "wrong": [], "rows": 0}
+    ended = threading.Event()
+
+    def read():
+        files = pyarrow.fs.S3FileSystem(endpoint_override=f"127.0.0.1:{s3.port}", **options)
+        folder = f"{s3.bucket}/lake/events/tenant=acme/event_type=page_view"
+        while not ended.is_set():
+            least = seen["rows"]
+            try:
+                table = pyarrow.dataset.dataset(folder, filesystem=files).to_table(columns=["log_offset"])
+            except (OSError, pyarrow.ArrowInvalid):
+                seen["told"] += 1
+                continue
+            offsets = sorted(table["log_offset"].to_pylist())
+            if offsets != list(range(len(offsets))) or len(offsets) < least:
+                seen["wrong"].append(f"{len(offsets)} rows of at least {least}, {len(set(offsets))} different")
+            seen["whole"] += 1
+            seen["rows"] = max(least, len(offsets))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    dice, lost = random.Random(3), []
+
+    def strike(request):
+        if request.status and request.method in ("PUT", "DELETE") and dice.random() < 0.05:
+            lost.append(request.method)
+            return "drop"
+        return None
+
+    s3.fault = strike
+    sent, until = 5, time.monotonic() + 25
+    while time.monotonic() < until:
+        server.accept(events(5, first=sent), key)
+        sent += 5
+        time.sleep(0.05)
+    s3.fault = None
+    server.settle()
+    wait_until("files were joined", lambda: sink_of(server)["joining"]["made_files"] > 0)
+    ended.set()
+    reader.join()
+    joining = sink_of(server)["joining"]
+    print(f"{sent} events, {joining}, reader {seen}, answers lost: {len(lost)}")
+    assert not seen["wrong"], seen["wrong"]
+    assert seen["whole"] > 0 and joining["removed_files"] > joining["made_files"] > 0, (seen, joining)
+    assert joining["failures"] == 0 or joining["error"] is None, joining
+    assert server.audit()["balanced"] is True, "also while files are joined"
+    server.stop()
+    rows = check_once(s3, {f"page_view-{n}" for n in range(sent)})
+    assert len(rows) == sent
+    tally("e2e::s3::joins", "partial network", ["P2", "P5"], max(len(lost), 1))

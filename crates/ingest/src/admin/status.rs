@@ -5,10 +5,15 @@ use std::sync::Arc;
 use axum::{Json, extract::State};
 use http::{StatusCode, header};
 use serde_json::{Value, json};
-use tidegate_event::TenantId;
 
 use super::{Shared, log};
-use crate::{books::Tally, log::LogHandle, metrics, pipeline::Pipeline, sink::source::LogSource};
+use crate::{
+    books::Tally,
+    log::LogHandle,
+    metrics,
+    pipeline::Pipeline,
+    sink::{Lane, freshness::Named, source::LogSource},
+};
 
 pub(super) async fn healthz() -> &'static str {
     "ok\n"
@@ -24,8 +29,12 @@ pub(super) async fn metrics(
     State(pipeline): State<Shared>,
 ) -> ([(header::HeaderName, &'static str); 1], Vec<u8>) {
     publish(&pipeline);
-    let known = |tenant: &TenantId| pipeline.tenants.get(tenant).is_some();
-    let text = metrics::render(pipeline.sinks.families(&known));
+    let schemas = pipeline.normalizer.schemas();
+    let named = |lane: &Lane| Named {
+        tenant: pipeline.tenants.get(&lane.tenant).is_some(),
+        event_type: schemas.get(&lane.tenant, lane.event_type.as_str()).is_some(),
+    };
+    let text = metrics::render(pipeline.sinks.families(&named));
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
 }
 

@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 
 pub mod admin;
 pub mod audit;
+pub mod capacity;
 pub mod client;
 pub mod completions;
 pub mod config;
@@ -132,6 +133,8 @@ pub enum Command {
     Reload(reload::ReloadArgs),
     /// Have the server stop accepting, finish, flush and exit
     Drain(drain::DrainArgs),
+    /// Reckon what a rate needs: cores, disks, partitions, inserts, files
+    Capacity(capacity::CapacityArgs),
     /// Put load on a server and measure what it does
     Load(load::LoadArgs),
     /// Print completions for a shell
@@ -212,6 +215,7 @@ async fn run(command: Command, context: &Context) -> Result<Verdict, Fault> {
         Command::Schema(args) => schema::run(args, context).await,
         Command::Log(args) => log::run(args, context).await,
         Command::Sink(args) => sink::run(args, context).await,
+        Command::Capacity(args) => capacity::run(&args, context),
         Command::Audit(args) => audit::run(&args, context).await,
         Command::Config(args) => config::run(&args, context),
         Command::Reload(args) => reload::run(&args, context).await,

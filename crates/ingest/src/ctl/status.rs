@@ -75,8 +75,7 @@ struct Status {
 struct Log {
     kind: String,
     topic: String,
-    promise_kept: bool,
-    min_insync: u32,
+    notes: Vec<String>,
     partitions_owned: Vec<u32>,
     problems: Vec<String>,
     throttled_milliseconds: u64,
@@ -312,9 +311,7 @@ fn kafka(context: &Context, log: &Log) -> Vec<String> {
     let mut worry = |text: String| {
         lines.push(context.out.paint(Tone::Bad, &format!("  {}", human::safe(&text))));
     };
-    if !log.promise_kept {
-        worry(format!("less than promised: an event is answered with {} copy", log.min_insync));
-    }
+    log.notes.iter().cloned().for_each(&mut worry);
     if 0 < log.throttled_milliseconds {
         let n = log.throttled_milliseconds;
         worry(format!("a quota of the brokers makes the producer wait, {n} ms of late"));

@@ -65,7 +65,9 @@ impl Cluster {
     pub fn open(clients: Clients, log_id: &str, partitions: u32) -> Result<Arc<Self>, KafkaError> {
         let mut config = clients.asking();
         config.set("isolation.level", "read_committed");
-        let asking = clients.make(&config)?;
+        let asking: BaseConsumer<Listener> = clients.make(&config)?;
+        // Serves what this client is told first: its token, where it needs one.
+        let _told = asking.poll(Duration::from_millis(10));
         let cluster = Arc::new(Self {
             topic: clients.config.topic.clone(),
             clients,

@@ -23,6 +23,9 @@ pub struct KafkaConfig {
     /// How many copies must have an event before it is answered: `min.insync.replicas` of the topic is
     /// at least this. Less than 2 is less than what is promised, and `status` says so.
     pub min_insync: u32,
+    /// The operator has looked at the topics' settings: they are not asked for. For OAUTHBEARER, where this
+    /// program cannot; `status` says so.
+    pub unchecked: bool,
     /// Which partition a request goes to.
     pub partition_by: PartitionBy,
     /// How batches are compressed on their way and in the topic.
@@ -52,6 +55,7 @@ impl Default for KafkaConfig {
             partitions: 6,
             replication: 3,
             min_insync: 2,
+            unchecked: false,
             partition_by: PartitionBy::Tenant,
             compression: Compression::Lz4,
             linger: Span(Duration::from_millis(5)),
@@ -263,6 +267,13 @@ impl KafkaConfig {
                 url::Url::parse(url).is_ok_and(|url| matches!(url.scheme(), "http" | "https"))
             });
             need(!oauth || reachable, "sasl.token_url: OAUTHBEARER needs the token endpoint's URL");
+            // The library's administrative client is never asked for a token.
+            need(
+                !oauth || self.unchecked,
+                "unchecked: with OAUTHBEARER this program cannot look at the topics' settings; look at them \
+                 yourself (docs/kafka.md) and say so with unchecked = true",
+            );
+            need(!oauth || !self.create, "create: not with OAUTHBEARER; make the topics yourself");
             need(
                 oauth || (url.is_none() && sasl.scope.is_none()),
                 "sasl.token_url, sasl.scope: for OAUTHBEARER alone",
@@ -340,7 +351,18 @@ mod tests {
             ("delivery_timeout = '0s'", "delivery_timeout"),
             ("tls = { certificate = 'a.pem' }", "go together"),
             ("sasl = { mechanism = 'PLAIN', user = '', password = 'x' }", "sasl.user"),
-            ("sasl = { mechanism = 'OAUTHBEARER', user = 'a', password = 'x' }", "token_url"),
+            (
+                "unchecked = true\nsasl = { mechanism = 'OAUTHBEARER', user = 'a', password = 'x' }",
+                "token_url",
+            ),
+            (
+                "sasl = { mechanism = 'OAUTHBEARER', user = 'a', password = 'x', token_url = 'http://a' }",
+                "unchecked",
+            ),
+            (
+                "create = true\nunchecked = true\nsasl = { mechanism = 'OAUTHBEARER', user = 'a', password = 'x', token_url = 'http://a' }",
+                "create",
+            ),
             ("sasl = { mechanism = 'PLAIN', user = 'a', password = 'x', scope = 's' }", "alone"),
         ] {
             let found = faults(text);

@@ -209,7 +209,7 @@ impl LogWriter for KafkaLog {
             "replication": self.found.replication,
             "min_insync": config.min_insync,
             "min_insync_replicas": self.found.min_insync,
-            "promise_kept": 2 <= config.min_insync,
+            "promise_kept": 2 <= config.min_insync && !config.unchecked,
             "notes": self.found.notes,
             "partitions_owned": owned,
             "problems": problems,

@@ -40,6 +40,8 @@ impl Tokens {
         if let Some(scope) = &self.sasl.scope {
             form.append_pair("scope", scope);
         }
+        // reqwest brings no crypto provider of its own. An error says that one is installed already.
+        let _installed = rustls::crypto::ring::default_provider().install_default();
         let client = reqwest::Client::builder().timeout(TIMEOUT).build()?;
         let request = client
             .post(url)

@@ -14,7 +14,7 @@ use rdkafka::{
     ClientConfig, ClientContext, Message, Statistics,
     client::OAuthToken,
     config::{FromClientConfigAndContext, RDKafkaLogLevel},
-    error::KafkaError,
+    error::{KafkaError, RDKafkaErrorCode},
     message::{DeliveryResult, Header, OwnedHeaders},
     producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer},
 };
@@ -148,6 +148,7 @@ impl Producer {
                 last: 0,
                 lost: HashMap::new(),
                 error: None,
+                may_be_there: false,
                 _memory: memory,
             }),
         });
@@ -260,6 +261,8 @@ struct State {
     /// What is not, or not known to be, in the topic: by type, accepted or dead.
     lost: HashMap<(String, bool), u64>,
     error: Option<String>,
+    /// Some of what is not known to be in the topic may be.
+    may_be_there: bool,
     _memory: Option<Permit>,
 }
 
@@ -331,8 +334,10 @@ impl Pending {
                 let (partition, tenant) = (self.partition.0, &self.tenant);
                 tracing::warn!(partition, %tenant, error, "Kafka did not acknowledge a request");
                 metrics::kafka_unacknowledged_requests(1);
-                entry.shed(AppendError::Storage.reason());
-                Err(AppendError::Storage)
+                let unknown = state.may_be_there || first <= last;
+                let told = if unknown { AppendError::Unknown } else { AppendError::Storage };
+                entry.shed(told.reason());
+                Err(told)
             }
         };
         // The caller may have gone away: its events are accounted for all the same.
@@ -380,6 +385,10 @@ impl ProducerContext for Deliveries {
             Ok(message) => pending.delivered(message.offset()),
             Err((error, message)) => {
                 let (kind, dead) = kind_of(message);
+                // Its time is over: whether the last try arrived, nobody knows.
+                if error.rdkafka_error_code() == Some(RDKafkaErrorCode::MessageTimedOut) {
+                    pending.state().may_be_there = true;
+                }
                 pending.unsent(&error.to_string(), Some((&kind, dead)));
             }
         }

@@ -188,7 +188,7 @@ impl SchemaStore {
         let path = self.path(hash);
         let text = match self.storage.read(&path) {
             Ok(text) => text,
-            Err(source) => match self.asked_of_others(hash, &path, source) {
+            Err(source) => match self.fetch_from_others(hash, &path, source) {
                 Ok(text) => text,
                 Err(source) => return Err(StoreError::Io { path, source }),
             },
@@ -205,7 +205,7 @@ impl SchemaStore {
     }
 
     /// A content that is not here, and that another process judged by; kept from now on.
-    fn asked_of_others(
+    fn fetch_from_others(
         &self,
         hash: [u8; 16],
         path: &Path,

@@ -20,9 +20,9 @@ use tidegate_event::{ReceivedAt, TenantId};
 use tokio::sync::watch;
 
 use super::{
-    Policy, Sink, SinkConfig, Sinks,
+    Lane, Policy, Sink, SinkConfig, Sinks,
     desk::Shared,
-    freshness::{Families, Freshness, Met, Waiting},
+    freshness::{Families, Freshness, Met, Named, Waiting},
     quarantine::Quarantine,
     status::{HeldLane, PartitionStatus, SinkState, SinkStatus},
     upkeep::Upkeep,
@@ -379,11 +379,11 @@ impl Sinks {
         self.status().iter().for_each(set_gauges);
     }
 
-    /// How old events were when they became visible, as metrics; `is_known`: tenants that may be named.
-    pub fn families(&self, is_known: &dyn Fn(&TenantId) -> bool) -> Vec<MetricFamily> {
+    /// How old events were when they became visible, as metrics; `named`: what may be said of a lane.
+    pub fn families(&self, named: &dyn Fn(&Lane) -> Named) -> Vec<MetricFamily> {
         let mut families = Families::default();
         for sink in &self.sinks {
-            sink.freshness.export(&sink.config.name, is_known, &mut families);
+            sink.freshness.export(&sink.config.name, named, &mut families);
         }
         families.finish()
     }

@@ -68,6 +68,43 @@ fn the_sample_says_the_true_defaults() {
 }
 
 #[test]
+fn the_example_of_roles_is_one_that_each_role_takes() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let text = std::fs::read_to_string(root.join("config/roles.toml")).unwrap();
+    for role in config::Role::ALL {
+        let environment = [("TIDEGATE_ROLE".to_owned(), role.to_string())];
+        let config = config::parse("roles.toml", &text, environment.into_iter()).unwrap();
+        assert_eq!((config.role, config::check(&config)), (*role, Vec::new()));
+        assert_eq!((config.hop.normalizers.len(), config.hop.writers.len()), (2, 2));
+        // Each process that its first lines start is one of those that the file names.
+        let started = format!("--role {role} ");
+        let lines = text.lines().filter(|line| line.contains(&started)).count();
+        assert_eq!(lines, if *role == config::Role::All { 0 } else { 2 });
+    }
+    for name in ["127.0.0.1:8101", "127.0.0.1:8102", "127.0.0.1:8201", "127.0.0.1:8202"] {
+        assert!(text.contains(&format!("--hop {name} ")) && text.contains(&format!("\"{name}\"")));
+    }
+}
+
+#[test]
+fn an_edge_without_normalizers_and_names_that_are_none_are_told_before() {
+    for (text, expected) in [
+        ("role = \"edge\"", "hop.normalizers: an edge needs one"),
+        ("role = \"normalizer\"", "hop.writers: a normalizer needs one"),
+        ("[hop]\nwriters = [\"a\"]", "no HOST:PORT"),
+        ("[hop]\nwriters = [\"a:1\", \"a:1\"]", "stands twice"),
+        ("[hop]\ntimeout = \"0s\"", "hop.timeout"),
+        ("[hop]\nlisten = \"here\"", "hop.listen"),
+    ] {
+        let config = config::parse("test.toml", text, std::iter::empty()).unwrap();
+        let faults = config::check(&config);
+        assert!(faults.len() == 1 && faults[0].contains(expected), "{text}: {faults:?}");
+    }
+    let stray = config::parse("test.toml", "hop = []", std::iter::empty()).unwrap_err();
+    assert!(stray.to_string().contains("is no list"), "{stray}");
+}
+
+#[test]
 fn every_setting_of_the_sample_exists() {
     config::parse("tidegate.toml", &uncommented(), std::iter::empty()).unwrap();
 }

@@ -1,7 +1,8 @@
 //! Freshness as metrics: a histogram and a gauge for each lane.
 
+use std::collections::BTreeMap;
+
 use prometheus::proto::{Bucket, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
-use tidegate_event::TenantId;
 
 use super::{
     super::rows::Lane,
@@ -9,8 +10,20 @@ use super::{
     ages::{BOUNDS, Total},
 };
 
-/// Lanes of one sink that are exported one by one: those with most events. The others together.
-const LANES_MAX: usize = 1_000;
+/// Series of one sink that are exported one by one: those with most events. The others together.
+const SERIES_MAX: usize = 1_000;
+
+/// What may be said of a lane: what clients make up must not make series.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Named {
+    /// Its tenant is configured.
+    pub tenant: bool,
+    /// Its event type has a schema.
+    pub event_type: bool,
+}
+
+/// Tenant, event type, dead letters; nothing where it may not be said.
+type Labels<'a> = (&'a str, &'a str, bool);
 
 /// What is exported of all sinks.
 #[derive(Debug, Default)]
@@ -19,13 +32,10 @@ pub struct Families {
     last: Vec<Metric>,
 }
 
-fn labels(sink: &str, lane: Option<&Lane>) -> Vec<LabelPair> {
-    let pairs = [
-        ("sink", sink),
-        ("tenant", lane.map_or("", |lane| lane.tenant.as_str())),
-        ("event_type", lane.map_or("", |lane| lane.event_type.as_str())),
-        ("dead_letters", if lane.is_some_and(|lane| lane.dead) { "1" } else { "0" }),
-    ];
+fn pairs(sink: &str, (tenant, event_type, dead): Labels<'_>) -> Vec<LabelPair> {
+    let dead = if dead { "1" } else { "0" };
+    let pairs =
+        [("sink", sink), ("tenant", tenant), ("event_type", event_type), ("dead_letters", dead)];
     let pair = |(name, value): (&str, &str)| {
         let mut pair = LabelPair::default();
         pair.set_name(name.to_owned());
@@ -52,13 +62,13 @@ fn histogram(total: &Total) -> Histogram {
 }
 
 impl Families {
-    fn add(&mut self, sink: &str, lane: Option<&Lane>, own: &LaneAges) {
-        let mut ages = Metric::from_label(labels(sink, lane));
+    fn add(&mut self, sink: &str, labels: Labels<'_>, own: &LaneAges) {
+        let mut ages = Metric::from_label(pairs(sink, labels));
         ages.set_histogram(histogram(&own.total));
         self.ages.push(ages);
         let mut gauge = Gauge::default();
         gauge.set_value(own.last);
-        let mut last = Metric::from_label(labels(sink, lane));
+        let mut last = Metric::from_label(pairs(sink, labels));
         last.set_gauge(gauge);
         self.last.push(last);
     }
@@ -91,25 +101,35 @@ impl Families {
     }
 }
 
+fn sum(into: &mut LaneAges, own: &LaneAges) {
+    into.total.merge(&own.total);
+    into.last = into.last.max(own.last);
+}
+
 impl Freshness {
-    /// Adds this sink's lanes, those of tenants that are configured by name, the others together.
-    pub fn export(&self, sink: &str, is_known: &dyn Fn(&TenantId) -> bool, to: &mut Families) {
+    /// Adds this sink's lanes, those that may not be named, or are too many, together.
+    pub fn export(&self, sink: &str, named: &dyn Fn(&Lane) -> Named, to: &mut Families) {
         let ages = self.ages();
-        let mut others = ages.others.clone();
-        let mut lanes: Vec<_> = ages.lanes.iter().collect();
-        lanes.sort_by_key(|(_, own)| std::cmp::Reverse(own.total.events));
-        let mut shown = 0;
-        for (lane, own) in lanes {
-            if shown < LANES_MAX && is_known(&lane.tenant) {
-                to.add(sink, Some(lane), own);
-                shown += 1;
-            } else {
-                others.total.merge(&own.total);
-                others.last = others.last.max(own.last);
-            }
+        let mut series: BTreeMap<Labels<'_>, LaneAges> = BTreeMap::new();
+        let mut add = |labels, own: &LaneAges| sum(series.entry(labels).or_default(), own);
+        for (lane, own) in &ages.lanes {
+            let Named { tenant, event_type } = named(lane);
+            let tenant_label = if tenant { lane.tenant.as_str() } else { "" };
+            let type_label = if tenant && event_type { lane.event_type.as_str() } else { "" };
+            add((tenant_label, type_label, lane.dead), own);
         }
-        if 0 < others.total.events {
-            to.add(sink, None, &others);
+        if 0 < ages.others.total.events {
+            add(("", "", false), &ages.others);
+        }
+        let mut ranked: Vec<_> = series.into_iter().collect();
+        ranked.sort_by_key(|(_, own)| std::cmp::Reverse(own.total.events));
+        let beyond = ranked.split_off(ranked.len().min(SERIES_MAX));
+        let mut series: BTreeMap<_, _> = ranked.into_iter().collect();
+        for (_, own) in beyond {
+            sum(series.entry(("", "", false)).or_default(), &own);
+        }
+        for (labels, own) in &series {
+            to.add(sink, *labels, own);
         }
     }
 }

@@ -25,7 +25,7 @@ use tidegate_event::{EventTime, Offset, Partition, ReceivedAt};
 
 use super::rows::{Head, Lane, Row, receipts};
 use ages::{Aged, Buckets, Counted, Lately, Total};
-pub use export::Families;
+pub use export::{Families, Named};
 pub use objective::Objective;
 
 /// Lanes that are counted one by one; what comes beyond is counted together.

@@ -168,23 +168,40 @@ fn what_is_never_confirmed_is_given_up_as_late() {
 }
 
 #[test]
-fn tenants_that_are_not_configured_are_exported_together() {
+fn what_may_not_be_named_is_exported_together() {
     let freshness = freshness("p95 < 3s", false);
-    for tenant in ["acme", "beta", "gone"] {
+    for tenant in ["acme", "beta", "gone", "left"] {
         write(&freshness, tenant, &[(99, 5)], 100);
     }
     let mut families = Families::default();
-    let known = |tenant: &TenantId| tenant.as_str() != "gone";
-    freshness.export("lake", &known, &mut families);
-    let families = families.finish();
-    let text = String::from_utf8(crate::metrics::render(families)).unwrap();
-    let count = |tenant: &str, event_type: &str| {
+    let named = |lane: &Lane| Named {
+        tenant: ["acme", "beta"].contains(&lane.tenant.as_str()),
+        event_type: lane.tenant.as_str() != "beta",
+    };
+    freshness.export("lake", &named, &mut families);
+    let text = String::from_utf8(crate::metrics::render(families.finish())).unwrap();
+    let has = |tenant: &str, event_type: &str, events: u64| {
         let labels = format!(
             "sink=\"lake\",tenant=\"{tenant}\",event_type=\"{event_type}\",dead_letters=\"0\""
         );
-        text.contains(&format!("tidegate_sink_event_age_seconds_count{{{labels}}} 5"))
-            && text.contains(&format!("tidegate_sink_lane_age_seconds{{{labels}}} 1"))
+        text.contains(&format!("tidegate_sink_event_age_seconds_count{{{labels}}} {events}\n"))
+            && text.contains(&format!("tidegate_sink_lane_age_seconds{{{labels}}} 1\n"))
     };
-    assert!(count("acme", "view") && count("beta", "view") && count("", ""), "{text}");
-    assert!(!text.contains("gone"));
+    assert!(has("acme", "view", 5) && has("beta", "", 5) && has("", "", 10), "{text}");
+    assert!(!text.contains("gone") && !text.contains("left"));
+}
+
+#[test]
+fn there_are_never_more_series_than_the_bound() {
+    let freshness = freshness("p95 < 3s", false);
+    for tenant in 0..1_100 {
+        write(&freshness, &format!("t{tenant}"), &[(99, 1)], 100);
+    }
+    let mut families = Families::default();
+    freshness.export("lake", &|_| Named { tenant: true, event_type: true }, &mut families);
+    let families = families.finish();
+    assert_eq!(families.iter().map(|f| f.get_metric().len()).collect::<Vec<_>>(), [1_001, 1_001]);
+    let all: u64 =
+        families[0].get_metric().iter().map(|m| m.get_histogram().get_sample_count()).sum();
+    assert_eq!(all, 1_100);
 }

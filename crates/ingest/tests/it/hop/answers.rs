@@ -114,3 +114,19 @@ fn an_edge_without_a_normalizer_is_not_ready_and_says_why() {
     let public = request(front.edge.public, "GET", "/readyz", &[], b"");
     assert_eq!(public.status, 503, "{public:?}");
 }
+
+#[test]
+fn a_valid_traceparent_goes_through_to_the_writer_and_another_is_ignored() {
+    let (dir, writer) = (tempdir().unwrap(), FakeWriter::new());
+    let front = Front::before(dir.path(), &[writer.address], "");
+    let valid = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    for (sent, arrives) in [(valid, Some(valid)), ("00-0-0-01", None), ("", None)] {
+        let range = OffsetRange::new(Offset(0), Offset(1));
+        let appended = Appended { partition: Partition(0), range, deduplicated: Vec::new() };
+        writer.will(Act::Says(Outcome::Appended(appended)));
+        let reply = front.send_with(("traceparent", sent), r#"{"event_type":"view"}"#);
+        assert_eq!(reply.status, 200, "{reply:?}");
+        let last = writer.traces.lock().unwrap().last().cloned().unwrap();
+        assert_eq!(last.as_deref(), arrives, "sent {sent:?}");
+    }
+}

@@ -46,19 +46,26 @@ pub enum Act {
 pub struct FakeWriter {
     pub address: SocketAddr,
     pub batches: Arc<AtomicUsize>,
+    /// The `traceparent` of each call, if it had one.
+    pub traces: Arc<Mutex<Vec<Option<String>>>>,
     acts: Arc<Mutex<VecDeque<Act>>>,
     /// Everything of it ends with this.
     runtime: Option<Runtime>,
 }
 
-struct Script0 {
+/// Its side of the hop.
+struct Scripted {
     batches: Arc<AtomicUsize>,
+    traces: Arc<Mutex<Vec<Option<String>>>>,
     acts: Arc<Mutex<VecDeque<Act>>>,
 }
 
-impl Service for Script0 {
+impl Service for Scripted {
     fn call(&self, call: Call) -> BoxFuture<'static, Response<Script>> {
         let (batches, acts) = (Arc::clone(&self.batches), Arc::clone(&self.acts));
+        let trace = call.request.headers().get("traceparent");
+        let trace = trace.map(|value| value.to_str().unwrap().to_owned());
+        self.traces.lock().unwrap().push(trace);
         Box::pin(async move {
             let Call { request, underway } = call;
             let body = Frames::new(request.into_body()).rest(1 << 30, None).await.unwrap();
@@ -81,14 +88,18 @@ impl Service for Script0 {
 impl FakeWriter {
     pub fn new() -> Self {
         let runtime = Runtime::new().unwrap();
-        let (batches, acts) = (Arc::default(), Arc::default());
-        let service = Script0 { batches: Arc::clone(&batches), acts: Arc::clone(&acts) };
+        let (batches, acts, traces) = <(Arc<_>, Arc<_>, Arc<_>)>::default();
+        let service = Scripted {
+            batches: Arc::clone(&batches),
+            traces: Arc::clone(&traces),
+            acts: Arc::clone(&acts),
+        };
         let config = HopConfig { listen: "127.0.0.1:0".to_owned(), ..HopConfig::default() };
         let second = Duration::from_secs(1);
         let server = runtime.block_on(hop::bind(&config, None, second, Arc::new(service))).unwrap();
         let address = server.local_addr();
         runtime.spawn(server.serve());
-        Self { address, batches, acts, runtime: Some(runtime) }
+        Self { address, batches, traces, acts, runtime: Some(runtime) }
     }
 
     pub fn will(&self, act: Act) {
@@ -134,8 +145,13 @@ impl Front {
     }
 
     pub fn send(&self, body: &str) -> Reply {
+        self.send_with(("x-nothing", "more"), body)
+    }
+
+    pub fn send_with(&self, header: (&str, &str), body: &str) -> Reply {
         let authorization = format!("Bearer {}", self.key);
-        let headers = [("authorization", &*authorization), ("content-type", "application/json")];
+        let json = ("content-type", "application/json");
+        let headers = [("authorization", &*authorization), json, header];
         let answer = crate::server::request(
             self.edge.public,
             "POST",

@@ -2,6 +2,7 @@
 //! disk that loses power.
 
 mod exactly_once;
+mod fan_out;
 mod faults;
 mod files;
 mod lanes;

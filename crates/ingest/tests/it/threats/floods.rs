@@ -85,7 +85,7 @@ async fn slow_clients_are_reaped_while_others_are_served() {
 
 /// A tenant declares sixteen times 16 MiB and sends a byte now and then: what came is what is held.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_declares_much_and_sends_little_takes_nothing_asked_of_others() {
+async fn who_declares_much_and_sends_little_takes_nothing_from_others() {
     let mut tally = Tally::new("threats::floods", "tenant at 100x", &["P3", "P4"]);
     let dir = tempfile::tempdir().unwrap();
     let server = impatient(dir.path());
