@@ -17,7 +17,10 @@
 
 #[cfg(feature = "kafka")]
 mod client;
+// Without the feature a configuration is only read, to say so.
+#[cfg_attr(not(feature = "kafka"), allow(dead_code))]
 mod config;
+#[cfg_attr(not(feature = "kafka"), allow(dead_code))]
 mod connection;
 #[cfg(feature = "kafka")]
 mod destination;
