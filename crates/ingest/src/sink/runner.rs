@@ -170,7 +170,7 @@ pub fn start_with(
         let (sink, path) = (desk.shared.name.clone(), desk.path.clone());
         let name = format!("sink-{sink}-{}", desk.shared.log.partition());
         let thread = std::thread::Builder::new().name(name).spawn(move || {
-            give_way(NICE);
+            give_way();
             worker.run();
         });
         let thread = thread.map_err(|source| SinkStartError::Io { sink, path, source })?;
@@ -189,7 +189,7 @@ fn start_upkeep(sinks: &Sinks, parts: &SinkParts) -> Result<(), SinkStartError> 
         rests.send_replace(false);
         let thread = std::thread::Builder::new().name(format!("upkeep-{name}")).spawn(move || {
             let _farewell = upkeep::Farewell(rests);
-            give_way(NICEST);
+            give_way();
             upkeep::run(&*sink, &partitions, &*clock);
         });
         let path = parts.data_dir.join("sinks");
@@ -199,15 +199,12 @@ fn start_upkeep(sinks: &Sinks, parts: &SinkParts) -> Result<(), SinkStartError> 
     Ok(())
 }
 
-/// How far the sinks' threads stand behind those that answer clients, and their other work behind all.
-const NICE: i32 = 10;
-const NICEST: i32 = 19;
-
 /// Puts this thread, and those it starts, behind the threads that answer clients: what is late in a
 /// sink lies safe in the log, what is late in an answer is sent again.
-fn give_way(nice: i32) {
+fn give_way() {
+    const NICE: i32 = 10;
     // On Linux it counts for the calling thread alone. Where it is refused all are equal, as before.
-    if let Err(error) = rustix::process::nice(nice) {
+    if let Err(error) = rustix::process::nice(NICE) {
         tracing::debug!(%error, "the sinks' threads run at the priority of all others");
     }
 }
