@@ -136,6 +136,39 @@ def batches():
         seed("batches", b"\3", bytes([what]), bytes(12), b"\x05\x01\x08\x01" * (what >> 4 > 0), b"abc" * 40)
 
 
+def hops():
+    text = lambda t: struct.pack("<I", len(t)) + t.encode()
+    some = lambda t: b"\1" + text(t)
+    head = bytes([1, 7]) + bytes(16) + struct.pack("<qI", 5, 100) + text("acme") + text("events") + text("secret")
+    seed("hops", b"\0", head, struct.pack("<I", 1), text("view"), struct.pack("<QI", 9, 1), text("view"))
+    seed("hops", b"\0", bytes([1, 0]), head[2:])
+    at = struct.pack("<Q", 3)
+    item = lambda kind, raw, end=b"": bytes([kind]) + at + text(raw) + some("view") + some("id") + b"\0" + end
+    rejected = bytes([3]) + at + bytes([67]) + some("id") + text("/a") + text("large")
+    all_items = [item(6, EVENTS[0]), rejected, item(24, "{}", text("2026-01-01T00:00:00Z")), item(40, "[1]", struct.pack("<q", 7))]
+    seed("hops", b"\1", b"".join(all_items), struct.pack("<I", len(all_items)))
+    seed("hops", b"\1", struct.pack("<I", 0))
+    types = struct.pack("<I", 1) + text("view") + struct.pack("<QI", 3, 1) + bytes([67]) + struct.pack("<Q", 1)
+    errors = struct.pack("<II", 1, 2) + some("id") + bytes([14]) + text("/a") + text("why")
+    seed("hops", b"\2", bytes([1, 0]), struct.pack("<IQII", 2, 1, 1, 0), types, errors, b"\0\0")
+    seed("hops", b"\2", bytes([1, 1]), text("nothing_kept"), text("why"))
+    seed("hops", b"\2", bytes([1, 2]), text("edge_full"), struct.pack("<Q", 1500))
+    seed("hops", b"\3", bytes([1, 0]), struct.pack("<I", 0), b"\1", struct.pack("<QQII", 5, 7, 1, 3))
+    seed("hops", b"\3", bytes([1, 1]), text("log_full"), struct.pack("<Q", 1500))
+    seed("hops", b"\3", bytes([1, 2]))
+    seed("hops", b"\3", bytes([1, 3]), struct.pack("<I", 1), bytes(16))
+    seed("hops", b"\4", b"\1", some("acme"), text("view"), text('{"x-version":1}'))
+    head = bytes([1, 4, 6, 0]) + bytes(24) + b"acmeevents"
+    kind = bytes([1]) + struct.pack("<i", 1) + bytes(16) + b"a"
+    records = b""
+    for index in range(3):
+        record = struct.pack("<IqHHIBB", index, 5, 0, 0, 0, index and 14, 0) + b"{}"
+        records += struct.pack("<I", len(record)) + record
+    seed("hops", b"\5", head, records, kind, struct.pack("<III", 3, 1, len(head) + len(records)))
+    pressed = {"draining": False, "all": {"reason": "log_full", "after_ms": 5}, "to_the_brim": True, "lanes": {"acme": 7}}
+    seed("hops", b"\6", json.dumps({"draining": True, "writers": {"a:1": pressed}, "pressed": pressed}))
+
+
 def recovery():
     frame = lambda what, text: bytes([what, 2, len(text)]) + text.encode()
     frames = frame(0, "one") + frame(8, "two two") + frame(0, "three" * 9)
@@ -215,6 +248,6 @@ def lake():
         seed("lake", b"\2", b"\n".join(bytes([kind]) + text.encode() for text in EVENTS[:14]))
 
 
-for make in (codings, bodies, events, requests, batches, recovery, small_files, config, schemas, units, lake):
+for make in (codings, bodies, events, requests, batches, hops, recovery, small_files, config, schemas, units, lake):
     make()
 print(f"{sum(COUNTS.values())} seeds of {len(COUNTS)} targets in {ROOT}")

@@ -96,6 +96,7 @@ static LAKES: LazyLock<Vec<Lake>> = LazyLock::new(|| {
     let dir = std::env::temp_dir().join(format!("tidegate-fuzz-{}", std::process::id()));
     std::fs::create_dir_all(&dir).unwrap();
     let context = SinkContext {
+        log_id: String::new(),
         data_dir: dir.clone(),
         storage: Arc::new(tidegate_ingest::storage::Disk),
         schemas: Arc::new(SchemaStore::open(Arc::new(disk), "/schemas".into()).unwrap()),

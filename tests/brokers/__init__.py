@@ -4,6 +4,7 @@ import base64
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import uuid
 from pathlib import Path
@@ -67,16 +68,19 @@ def tool(name, *arguments, timeout=120):
 class Kafka:
     """A cluster of brokers, each also a controller; ready once it is made."""
 
-    def __init__(self, folder, free_ports, wait_until, brokers=1, **settings):
-        """`settings`: broker settings, `_` for `.`."""
+    def __init__(self, folder, free_ports, wait_until, brokers=1, users=None, tls=None, **settings):
+        """`settings`: broker settings, `_` for `.`. `users`: names and passwords, who come in by `sasl_servers`; over TLS where
+        `tls` is a file with a key and its certificate (PEM). There OAUTHBEARER takes any token that is not signed."""
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.wait_until = wait_until
         self.settings = {name.replace("_", "."): str(value) for name, value in settings.items()}
         self.numbers = range(1, brokers + 1)
-        ports = free_ports(2 * brokers)
+        self.users, self.tls = users or {}, tls
+        ports = free_ports(3 * brokers)
         self.ports = dict(zip(self.numbers, ports[:brokers], strict=True))
-        self.quorum = dict(zip(self.numbers, ports[brokers:], strict=True))
+        self.quorum = dict(zip(self.numbers, ports[brokers : 2 * brokers], strict=True))
+        self.sasl_ports = dict(zip(self.numbers, ports[2 * brokers :], strict=True))
         self.processes = {}
         cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         try:
@@ -110,16 +114,41 @@ class Kafka:
             "transaction.state.log.min.isr": max(1, copies - 1),
             "share.coordinator.state.topic.replication.factor": copies,
             "share.coordinator.state.topic.min.isr": max(1, copies - 1),
+            **(self.sasl(number) if self.users else {}),
             **self.settings,
+        }
+
+    def sasl(self, number):
+        """A second way in, for those who say who they are."""
+        module = "org.apache.kafka.common.security"
+        tls = {} if self.tls is None else {
+            "listener.name.clients.ssl.keystore.type": "PEM", "listener.name.clients.ssl.keystore.location": self.tls,
+        }  # fmt: skip
+        protocol = "SASL_PLAINTEXT" if self.tls is None else "SASL_SSL"
+        known = "".join(f' user_{name}="{password}"' for name, password in self.users.items())
+        return {
+            "listeners": f"PLAINTEXT://127.0.0.1:{self.ports[number]},CLIENTS://127.0.0.1:{self.sasl_ports[number]},"
+            f"CONTROLLER://127.0.0.1:{self.quorum[number]}",
+            "listener.security.protocol.map": f"PLAINTEXT:PLAINTEXT,CLIENTS:{protocol},CONTROLLER:PLAINTEXT",
+            "listener.name.clients.sasl.enabled.mechanisms": "PLAIN,SCRAM-SHA-256,SCRAM-SHA-512,OAUTHBEARER",
+            "listener.name.clients.plain.sasl.jaas.config": f"{module}.plain.PlainLoginModule required{known};",
+            "listener.name.clients.oauthbearer.sasl.jaas.config": f"{module}.oauthbearer.OAuthBearerLoginModule required;",
+            **tls,
+            "listener.name.clients.scram-sha-256.sasl.jaas.config": f"{module}.scram.ScramLoginModule required;",
+            "listener.name.clients.scram-sha-512.sasl.jaas.config": f"{module}.scram.ScramLoginModule required;",
         }
 
     def format(self, number, cluster):
         """Writes its settings and begins to make its folder; a process to wait for."""
         config = self.config(number)
         config.write_text("".join(f"{key}={value}\n" for key, value in self.properties(number).items()))
+        scram = []
+        for name, password in self.users.items():
+            for mechanism in ("SCRAM-SHA-256", "SCRAM-SHA-512"):
+                scram += ["--add-scram", f"{mechanism}=[name={name},password={password}]"]
         with open(self.folder / f"broker-{number}.log", "ab") as log:
             return subprocess.Popen(
-                java("kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(config)), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                java("kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", "-c", str(config), *scram), stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
 
     def config(self, number):
@@ -133,6 +162,35 @@ class Kafka:
         """What a client is configured with."""
         return ",".join(f"127.0.0.1:{port}" for port in self.ports.values())
 
+    @property
+    def sasl_servers(self):
+        """The same for `users`."""
+        return ",".join(f"127.0.0.1:{port}" for port in self.sasl_ports.values())
+
+    def leader(self, topic, partition=0):
+        """The number of the broker that leads a partition; -1: none does."""
+        from kafka import KafkaAdminClient
+        from kafka.errors import KafkaError
+
+        try:
+            admin = KafkaAdminClient(bootstrap_servers=self.alive_servers, request_timeout_ms=5000)
+        except KafkaError:
+            return -1
+        try:
+            found = admin.describe_topics([topic])[0]["partitions"]
+            return next(one["leader_id"] for one in found if one["partition_index"] == partition)
+        except KafkaError:
+            # It asked one that is gone.
+            return -1
+        finally:
+            admin.close()
+
+    @property
+    def alive_servers(self):
+        """Of the brokers whose process runs."""
+        running = (number for number, process in self.processes.items() if process.poll() is None)
+        return ",".join(f"127.0.0.1:{self.ports[number]}" for number in running)
+
     def spawn(self, number):
         """Starts one broker and waits for nothing."""
         with open(self.folder / f"broker-{number}.log", "ab") as log:
@@ -143,7 +201,15 @@ class Kafka:
     def wait(self):
         """Until as many brokers as run are in the cluster."""
         running = {number for number, process in self.processes.items() if process.poll() is None}
+        # A client that comes too early waits long before it tries again.
+        self.wait_until("the brokers listen", lambda: all(self.listens(number) for number in running), timeout=120, pause=0.1)
         self.wait_until("the brokers are there", lambda: self.alive() >= running, timeout=120, pause=0.2)
+
+    def listens(self, number):
+        if self.processes[number].poll() is not None:
+            raise AssertionError(f"broker {number} ended with {self.processes[number].returncode}: {self.log(number)}")
+        with socket.socket() as one:
+            return one.connect_ex(("127.0.0.1", self.ports[number])) == 0
 
     def alive(self):
         """The numbers of the brokers that the cluster knows."""

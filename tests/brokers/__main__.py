@@ -6,6 +6,7 @@ Prints one line of JSON, `{"servers": "127.0.0.1:…"}`, once it is ready. Then 
 
 import argparse
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -22,6 +23,7 @@ def main():
     arguments = argparse.ArgumentParser(prog="python -m brokers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("folder", type=Path)
     arguments.add_argument("--brokers", type=int, default=1)
+    arguments.add_argument("--remove", action="store_true", help="the folder is removed at the end")
     arguments.add_argument("settings", nargs="*", help="broker settings, KEY=VALUE")
     given = arguments.parse_args()
     if why_no_kafka():
@@ -38,6 +40,8 @@ def main():
             print("ok", flush=True)
     finally:
         kafka.end()
+        if given.remove:
+            shutil.rmtree(given.folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@ import json
 import threading
 import time
 
-REASONS = {"quota_events", "quota_bytes", "tenant_lane", "edge_full", "log_full", "storage", "draining"}
+REASONS = {
+    "quota_events", "quota_bytes", "tenant_lane", "edge_full", "log_full", "storage", "draining", "unreachable", "outcome_unknown",
+}  # fmt: skip
 
 
 class Plain(threading.Thread):

@@ -8,6 +8,7 @@
 pub mod id;
 pub mod offset;
 pub mod reason;
+mod received;
 pub mod record;
 pub mod time;
 

@@ -64,6 +64,7 @@ fn rows_to_parquet(c: &mut Criterion) {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let schemas = SchemaStore::open(Arc::new(Disk), dir.path().join("schemas")).unwrap();
     let context = SinkContext {
+        log_id: String::new(),
         data_dir: dir.path().to_owned(),
         storage: Arc::new(Disk),
         schemas: Arc::new(schemas),

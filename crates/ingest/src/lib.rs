@@ -22,7 +22,9 @@ pub mod faults;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+pub mod hop;
 pub mod json;
+pub mod kafka;
 pub mod log;
 pub mod metrics;
 pub mod normalize;

@@ -107,7 +107,16 @@ counter! {
     lake_join_failures(sink) = "tidegate_lake_join_failures_total";
 }
 
+counter! {
+    #[doc = "Messages of the log's topic that are no events of ours: passed over, counted as lost."]
+    kafka_foreign_messages() = "tidegate_kafka_foreign_messages_total";
+    #[doc = "Requests that Kafka did not acknowledge in time: answered 503."]
+    kafka_unacknowledged_requests() = "tidegate_kafka_unacknowledged_requests_total";
+}
+
 gauge! {
+    #[doc = "How long brokers made the producer wait of late because of a quota, at most."]
+    kafka_throttled_milliseconds() = "tidegate_kafka_throttled_milliseconds";
     #[doc = "Event bytes held, by stage."]
     stage_held_bytes(stage) = "tidegate_stage_held_bytes";
     #[doc = "How many event bytes a stage may hold."]

@@ -14,6 +14,21 @@ pub trait Pressure: Send + Sync {
     fn ready(&self) -> bool {
         true
     }
+
+    /// All that [`Pressure::shed`] goes by, for another process that asks in advance.
+    fn told(&self) -> PressureTold {
+        PressureTold::default()
+    }
+}
+
+/// What presses, as of now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PressureTold {
+    /// Everybody is refused (`log_full`) and told to come again after so long; true: those who waited
+    /// as well.
+    pub all: Option<(Duration, bool)>,
+    /// Tenants that are refused (`tenant_lane`), and when they are to come again.
+    pub lanes: Vec<(TenantId, Duration)>,
 }
 
 /// Nothing behind the edge is ever full.
@@ -43,6 +58,10 @@ pub enum ShedReason {
     Storage,
     /// The server is shutting down.
     Draining,
+    /// No replica of the next role takes it: nothing was kept.
+    Unreachable,
+    /// It was handed on and no answer came back: it may have been kept.
+    OutcomeUnknown,
 }
 
 impl ShedReason {
@@ -55,6 +74,8 @@ impl ShedReason {
         Self::LogFull,
         Self::Storage,
         Self::Draining,
+        Self::Unreachable,
+        Self::OutcomeUnknown,
     ];
 
     /// As it stands in `X-Shed-Reason`, `code`, metrics and books.
@@ -68,6 +89,8 @@ impl ShedReason {
             Self::LogFull => "log_full",
             Self::Storage => "storage",
             Self::Draining => "draining",
+            Self::Unreachable => "unreachable",
+            Self::OutcomeUnknown => "outcome_unknown",
         }
     }
 
@@ -76,7 +99,12 @@ impl ShedReason {
     pub fn status(self) -> u16 {
         match self {
             Self::QuotaEvents | Self::QuotaBytes | Self::TenantLane => 429,
-            Self::EdgeFull | Self::LogFull | Self::Storage | Self::Draining => 503,
+            Self::EdgeFull
+            | Self::LogFull
+            | Self::Storage
+            | Self::Draining
+            | Self::Unreachable
+            | Self::OutcomeUnknown => 503,
         }
     }
 
@@ -97,6 +125,14 @@ impl ShedReason {
             Self::Storage => "the log's disk is full or failing; send again after Retry-After",
             Self::Draining => {
                 "the server is shutting down; send again, to another one if there is one"
+            }
+            Self::Unreachable => {
+                "no server behind this one takes it now; nothing was kept, send again after \
+                 Retry-After"
+            }
+            Self::OutcomeUnknown => {
+                "a server behind this one was lost before it answered: the events may have been kept; \
+                 send again after Retry-After, with the same event_id to have them once"
             }
         }
     }

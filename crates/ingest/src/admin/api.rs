@@ -27,10 +27,19 @@ pub(super) async fn schemas(State(pipeline): State<Shared>) -> Json<Value> {
 pub(super) async fn config(State(pipeline): State<Shared>) -> Result<Json<Value>, Problem> {
     let mut shown = serde_json::to_value(&pipeline.config)
         .map_err(|e| Problem::internal(format!("the configuration could not be shown: {e}")))?;
-    if let Some(token) = shown.pointer_mut("/admin/token")
-        && !token.is_null()
-    {
-        *token = json!("[secret]");
+    for secret in ["/admin/token", "/hop/token"] {
+        if let Some(token) = shown.pointer_mut(secret)
+            && !token.is_null()
+        {
+            *token = json!("[secret]");
+        }
+    }
+    // Kafka's too, and its password stands beside them.
+    if let Some(password) = shown.pointer_mut("/log/kafka/sasl/password") {
+        *password = json!("[secret]");
+    }
+    if let Some(Value::Object(options)) = shown.pointer_mut("/log/kafka/options") {
+        options.values_mut().for_each(|value| *value = json!("[set]"));
     }
     // A sink's options may hold credentials; their names are enough.
     if let Some(sinks) = shown.pointer_mut("/sink").and_then(Value::as_array_mut) {

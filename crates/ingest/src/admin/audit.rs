@@ -9,14 +9,17 @@ use std::{
     sync::Arc,
 };
 
-use axum::{Json, extract::State};
+use axum::{
+    Json,
+    extract::{Query, State},
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tidegate_event::{EventType, Offset, Partition, TenantId};
+use tidegate_event::{EventType, Offset, OffsetRange, Partition, TenantId};
 
 use super::{
     Problem, Shared, books,
-    records::{Next, scan},
+    records::{Next, scan, scan_all},
 };
 use crate::{
     books::Reasons,
@@ -89,7 +92,7 @@ fn balance(pipeline: &Pipeline) -> Result<Value, Problem> {
     let standing = pipeline.books_standing();
     let sinks = counts(pipeline)?;
     let files = files(pipeline, &sinks)?;
-    let ledgers = ledgers_behind(pipeline, &sinks);
+    let ledgers = ledgers_behind(pipeline, &sinks)?;
     let (in_log, lost) = count_log(pipeline, &ledgers, &sinks)?;
     let mut lines = lines_of(pipeline, &ledgers);
     let whole = pipeline.logs.iter().all(|log| log.earliest() == Offset(0));
@@ -154,15 +157,15 @@ fn counts(pipeline: &Pipeline) -> Result<Vec<Counts>, Problem> {
 
 /// The ledgers, once they have counted what the sinks have seen: the writer shows events to readers
 /// an instant before it counts them.
-fn ledgers_behind(pipeline: &Pipeline, sinks: &[Counts]) -> Vec<LedgerCopy> {
+fn ledgers_behind(pipeline: &Pipeline, sinks: &[Counts]) -> Result<Vec<LedgerCopy>, Problem> {
     loop {
-        let ledgers = pipeline.writers.ledgers();
+        let ledgers = pipeline.writers.ledgers().map_err(Problem::internal)?;
         let counted = |ledger: &LedgerCopy| {
             let seen = sinks.iter().filter_map(|s| s.up_to.get(&ledger.partition));
             seen.max().is_none_or(|seen| *seen <= ledger.as_of)
         };
         if ledgers.iter().all(counted) || pipeline.writers.stats().held_bytes == 0 {
-            return ledgers;
+            return Ok(ledgers);
         }
         std::thread::sleep(std::time::Duration::from_millis(1));
     }
@@ -289,11 +292,16 @@ fn count_log(
             .map(|s| s.up_to.get(&log.partition()).copied().unwrap_or_default())
             .collect();
         let from = log.earliest();
-        let mut expected = from;
         // One batch is of one tenant and mostly of one type: the entry is looked up when it changes.
-        scan(log, from, as_of, |event| {
-            lost.add(event.partition, (expected, event.offset), &up_to);
-            expected = event.offset.plus(1);
+        let expected = std::cell::Cell::new(from);
+        let empty = |range: OffsetRange| {
+            if expected.get() == range.from() {
+                expected.set(range.to());
+            }
+        };
+        scan_all(&**log, from, as_of, empty, |event| {
+            lost.add(event.partition, (expected.get(), event.offset), &up_to);
+            expected.set(event.offset.plus(1));
             let Some(entry) = entry_of(&mut found, event.batch.tenant, event.record.kind.name)
             else {
                 return Ok(Next::Continue);
@@ -313,7 +321,7 @@ fn count_log(
             Ok(Next::Continue)
         })?;
         // What retention removed meanwhile is not lost.
-        lost.add(log.partition(), (expected.max(log.earliest()), as_of), &up_to);
+        lost.add(log.partition(), (expected.get().max(log.earliest()), as_of), &up_to);
     }
     Ok((found, lost))
 }
@@ -389,9 +397,18 @@ struct Acknowledged {
     event_id: String,
 }
 
+/// How many of the missing ids are told.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Shown {
+    /// All of them: who asks several servers needs to know.
+    all: bool,
+}
+
 /// Which ids of a client's journal are in the log: NDJSON in, the missing ones out.
 pub(super) async fn ids(
     State(pipeline): State<Shared>,
+    Query(Shown { all }): Query<Shown>,
     body: String,
 ) -> Result<Json<Value>, Problem> {
     let work = move || {
@@ -412,7 +429,8 @@ pub(super) async fn ids(
         if trimmed && !wanted.is_empty() {
             find_in_lakes(&pipeline, &mut wanted)?;
         }
-        let missing: Vec<&String> = wanted.keys().take(MISSING_SHOWN).collect();
+        let shown = if all { usize::MAX } else { MISSING_SHOWN };
+        let missing: Vec<&String> = wanted.keys().take(shown).collect();
         let missing_count = count(&wanted);
         Ok(json!({ "checked": checked, "missing": missing, "missing_count": missing_count }))
     };
@@ -425,7 +443,7 @@ type Wanted = HashMap<String, Vec<(Option<String>, Option<String>)>>;
 
 fn find_in_log(pipeline: &Pipeline, wanted: &mut Wanted) -> Result<(), Problem> {
     for log in &pipeline.logs {
-        scan(log, log.earliest(), log.latest(), |event| {
+        scan(&**log, log.earliest(), log.latest(), |event| {
             let id = event.record.event_id(&event.batch.base_id);
             if let Some(places) = wanted.get_mut(&*id) {
                 places.retain(|(tenant, kind)| !event.is_of(tenant.as_deref(), kind.as_deref()));

@@ -17,7 +17,7 @@ use super::{
     Problem, Shared,
     records::{Located, Next, scan},
 };
-use crate::{log::LogHandle, pipeline::redrive};
+use crate::{pipeline::redrive, sink::source::LogSource};
 
 /// Dead letters shown at once unless the caller says otherwise, and at most.
 const LIMIT: usize = 100;
@@ -71,10 +71,10 @@ async fn blocking<T: Send + 'static>(
 }
 
 /// Which dead letters were re-driven already: each re-driven event names the one it came from.
-fn redriven(logs: &[LogHandle]) -> Result<BTreeSet<Place>, Problem> {
+fn redriven(logs: &[Arc<dyn LogSource>]) -> Result<BTreeSet<Place>, Problem> {
     let mut places = BTreeSet::new();
     for log in logs {
-        scan(log, log.earliest(), log.latest(), |event| {
+        scan(&**log, log.earliest(), log.latest(), |event| {
             if event.record.note.contains("redrive_of")
                 && let Some(origin) = event.note().get("redrive_of")
                 && let Ok(place) = Place::deserialize(origin)
@@ -94,7 +94,7 @@ pub(super) async fn list(
     blocking(move || find(&pipeline.logs, &wanted)).await.map(Json)
 }
 
-fn find(logs: &[LogHandle], wanted: &Wanted) -> Result<Value, Problem> {
+fn find(logs: &[Arc<dyn LogSource>], wanted: &Wanted) -> Result<Value, Problem> {
     let code = known_code(wanted.code.as_deref())?;
     let limit = wanted.limit.unwrap_or(LIMIT).clamp(1, LIMIT_MAX);
     let done = redriven(logs)?;
@@ -103,7 +103,7 @@ fn find(logs: &[LogHandle], wanted: &Wanted) -> Result<Value, Problem> {
     let first = wanted.partition.unwrap_or(0);
     for log in logs.iter().filter(|log| log.partition().0 >= first) {
         let start = if log.partition().0 == first { wanted.from.unwrap_or(0) } else { 0 };
-        scan(log, Offset(start), log.latest(), |event| {
+        scan(&**log, Offset(start), log.latest(), |event| {
             if !is_wanted(event, wanted.tenant.as_deref(), wanted.event_type.as_deref(), code) {
                 return Ok(Next::Continue);
             }
@@ -142,7 +142,7 @@ pub(super) async fn show(
         let log = pipeline.logs.iter().find(|log| log.partition() == Partition(partition));
         let log = log.ok_or_else(|| Problem::not_found(format!("no partition {partition}")))?;
         let mut found = None;
-        scan(log, Offset(offset), Offset(offset.saturating_add(1)), |event| {
+        scan(&**log, Offset(offset), Offset(offset.saturating_add(1)), |event| {
             if event.record.dead.is_some() {
                 let mut letter = event.dead_letter();
                 let raw = String::from_utf8_lossy(event.record.raw).into_owned();
@@ -235,7 +235,7 @@ fn gather(pipeline: &Shared, wanted: &Redrive, from: Place) -> Result<Gathered, 
     let mut bytes = 0;
     for log in pipeline.logs.iter().filter(|log| from.partition <= log.partition().0) {
         let start = if log.partition().0 == from.partition { from.offset } else { 0 };
-        scan(log, Offset(start), log.latest(), |event| {
+        scan(&**log, Offset(start), log.latest(), |event| {
             let place = Place { partition: event.partition.0, offset: event.offset.0 };
             let asked = places.as_ref().is_none_or(|places| places.contains(&place));
             if !asked || !is_wanted(event, tenant, kind, code) {

@@ -1,9 +1,7 @@
 //! Damage of the log: what is known, its bytes, who acknowledged it; and looking for more.
 
 use std::{
-    convert::Infallible,
     io,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -21,7 +19,11 @@ use serde_json::{Value, json};
 use tidegate_event::{Offset, Partition};
 use tokio::sync::mpsc;
 
-use super::{Problem, Shared, records::time_text};
+use super::{
+    Problem, Shared,
+    lines::{Lines, follow},
+    records::time_text,
+};
 use crate::log::{
     AcknowledgeError, LogHandle, QuarantineTotals, ReadError, Stretch, Verified, Verifier,
     read_some,
@@ -37,7 +39,7 @@ const TURN_BYTES: u64 = 4 << 20;
 const PAUSE_MAX: Duration = Duration::from_millis(100);
 /// Bytes of damage sent at once.
 const PIECE_BYTES: usize = 1 << 20;
-/// Pieces and lines that may wait for a slow reader; then the work waits.
+/// Pieces that may wait for a slow reader; then the work waits.
 const WAITING: usize = 4;
 
 /// A stretch for people and programs.
@@ -127,17 +129,29 @@ fn stretches(logs: &[LogHandle]) -> Vec<(Partition, Stretch)> {
     logs.iter().flat_map(of).collect()
 }
 
-pub(super) async fn list(State(pipeline): State<Shared>) -> Json<Value> {
-    let mut answer = counted(&totals(&pipeline.logs));
-    let all: Vec<Value> = stretches(&pipeline.logs).iter().map(|(p, s)| shown(*p, s)).collect();
+/// What concerns segment files is not for a log that has none.
+fn own(pipeline: &Shared) -> Result<(), Problem> {
+    if !pipeline.embedded.is_empty() {
+        return Ok(());
+    }
+    let detail = "the log is Kafka's: it keeps copies and checks each batch itself; look at it with \
+                  kafka-log-dirs, kafka-dump-log and kafka-topics --describe (docs/kafka.md)";
+    Err(Problem::new(StatusCode::CONFLICT, "log_is_kafkas", detail))
+}
+
+pub(super) async fn list(State(pipeline): State<Shared>) -> Result<Json<Value>, Problem> {
+    own(&pipeline)?;
+    let mut answer = counted(&totals(&pipeline.embedded));
+    let all: Vec<Value> = stretches(&pipeline.embedded).iter().map(|(p, s)| shown(*p, s)).collect();
     if let Value::Object(answer) = &mut answer {
         answer.insert("quarantine".to_owned(), all.into());
     }
-    Json(answer)
+    Ok(Json(answer))
 }
 
 fn find(pipeline: &Shared, partition: u32, offset: u64) -> Result<(&LogHandle, Stretch), Problem> {
-    let log = pipeline.logs.iter().find(|log| log.partition() == Partition(partition));
+    own(pipeline)?;
+    let log = pipeline.embedded.iter().find(|log| log.partition() == Partition(partition));
     let log = log.ok_or_else(|| Problem::not_found(format!("no partition {partition}")))?;
     let holds = |stretch: &Stretch| stretch.range.contains(Offset(offset));
     let found = log.quarantined().into_iter().find(holds);
@@ -230,17 +244,19 @@ pub(super) async fn acknowledge(
 }
 
 fn rest(pipeline: &Shared, wanted: &Rest) -> Result<Value, Problem> {
+    own(pipeline)?;
     let mut places = Vec::new();
     for place in &wanted.stretches {
         let (_, stretch) = find(pipeline, place.partition, place.offset)?;
         places.push((Partition(place.partition), stretch.range.from()));
     }
     if wanted.all {
-        let open = stretches(&pipeline.logs).into_iter().filter(|(_, s)| s.acknowledged.is_none());
+        let open =
+            stretches(&pipeline.embedded).into_iter().filter(|(_, s)| s.acknowledged.is_none());
         places.extend(open.map(|(partition, stretch)| (partition, stretch.range.from())));
     }
     let mut rested = Vec::new();
-    for log in &pipeline.logs {
+    for log in &pipeline.embedded {
         let partition = log.partition();
         let own: Vec<Offset> =
             places.iter().filter(|(p, _)| *p == partition).map(|(_, from)| *from).collect();
@@ -254,7 +270,7 @@ fn rest(pipeline: &Shared, wanted: &Rest) -> Result<Value, Problem> {
         })?;
         rested.extend(done.iter().map(|stretch| shown(partition, stretch)));
     }
-    let mut answer = counted(&totals(&pipeline.logs));
+    let mut answer = counted(&totals(&pipeline.embedded));
     if let Value::Object(answer) = &mut answer {
         answer.insert("acknowledged".to_owned(), rested.into());
     }
@@ -275,37 +291,16 @@ pub(super) async fn verify(
     State(pipeline): State<Shared>,
     Query(wanted): Query<Wanted>,
 ) -> Result<Response, Problem> {
+    own(&pipeline)?;
     let asked = |log: &&LogHandle| wanted.partition.is_none_or(|p| log.partition() == Partition(p));
-    let logs: Vec<LogHandle> = pipeline.logs.iter().filter(asked).cloned().collect();
+    let logs: Vec<LogHandle> = pipeline.embedded.iter().filter(asked).cloned().collect();
     if logs.is_empty() {
         return Err(Problem::not_found("no such partition"));
     }
     if wanted.bytes_per_second == Some(0) {
         return Err(Problem::bad_request("bytes_per_second must be more than 0"));
     }
-    let (lines, received) = mpsc::channel::<Bytes>(WAITING);
-    let wanted = Arc::new(wanted);
-    std::thread::Builder::new()
-        .name("verify".to_owned())
-        .spawn(move || verify_all(&logs, &wanted, &Lines(lines)))
-        .map_err(|e| Problem::internal(format!("no thread to verify the log: {e}")))?;
-    let lines = stream::unfold(received, async |mut received| {
-        let line = received.recv().await?;
-        Some((Ok::<_, Infallible>(line), received))
-    });
-    Response::builder()
-        .header(header::CONTENT_TYPE, "application/x-ndjson")
-        .body(Body::from_stream(lines))
-        .map_err(|e| Problem::internal(e.to_string()))
-}
-
-struct Lines(mpsc::Sender<Bytes>);
-
-impl Lines {
-    /// False where nobody listens any more.
-    fn tell(&self, line: &Value) -> bool {
-        self.0.blocking_send(format!("{line}\n").into()).is_ok()
-    }
+    follow("verify", move |lines| verify_all(&logs, &wanted, lines))
 }
 
 fn verify_all(logs: &[LogHandle], wanted: &Wanted, lines: &Lines) {

@@ -8,9 +8,11 @@ mod audit;
 mod books;
 mod dead_letters;
 mod guard;
+mod lines;
 pub(crate) mod log;
 mod problem;
 mod records;
+mod sinks;
 mod status;
 mod tail;
 mod tenants;
@@ -97,6 +99,7 @@ fn api_routes() -> Router<Shared> {
         .route("/dead-letters", routing::get(dead_letters::list))
         .route("/dead-letters/redrive", routing::post(dead_letters::redrive))
         .route("/dead-letters/{partition}/{offset}", routing::get(dead_letters::show))
+        .route("/sinks/{sink}/reconcile", routing::post(sinks::reconcile))
         .route("/log/verify", routing::post(log::verify))
         .route("/log/quarantine", routing::get(log::list))
         .route("/log/quarantine/acknowledge", routing::post(log::acknowledge))

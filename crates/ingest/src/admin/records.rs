@@ -1,10 +1,10 @@
 //! Reads the log for people: events and dead letters as JSON.
 
 use serde_json::{Map, Value, json};
-use tidegate_event::{BatchView, Offset, Partition, RecordView};
+use tidegate_event::{BatchView, Offset, OffsetRange, Partition, RecordView};
 
 use super::Problem;
-use crate::log::{Entry, LogHandle};
+use crate::sink::source::{LogSource, SourceEntry};
 
 /// One event of the log and where it lies.
 pub(super) struct Located<'a> {
@@ -24,16 +24,45 @@ pub(super) enum Next {
 /// Reads `[from, to)` of one partition, event by event. Damaged stretches are passed over: the books
 /// count them.
 pub(super) fn scan(
-    log: &LogHandle,
+    log: &dyn LogSource,
     from: Offset,
     to: Offset,
+    visit: impl FnMut(&Located<'_>) -> Result<Next, Problem>,
+) -> Result<(), Problem> {
+    scan_all(log, from, to, |_| (), visit)
+}
+
+/// The same, and `empty` is told of the offsets that never were an event's.
+pub(super) fn scan_all(
+    log: &dyn LogSource,
+    from: Offset,
+    to: Offset,
+    mut empty: impl FnMut(OffsetRange),
     mut visit: impl FnMut(&Located<'_>) -> Result<Next, Problem>,
 ) -> Result<(), Problem> {
     let fault =
         |e: &dyn std::fmt::Display| Problem::internal(format!("the log could not be read: {e}"));
-    let mut reader = log.read_patiently_from(from.max(log.earliest())).map_err(|e| fault(&e))?;
-    while let Some(entry) = reader.next().map_err(|e| fault(&e))? {
-        let Entry::Frame(frame) = entry else { continue };
+    let from = from.max(log.earliest());
+    if to <= from {
+        return Ok(());
+    }
+    let mut reader = log.read_from(from).map_err(|e| fault(&e))?;
+    let mut at = from;
+    while at < to {
+        let frame = match reader.next().map_err(|e| fault(&e))? {
+            None => break,
+            Some(SourceEntry::Frame(frame)) => frame,
+            Some(SourceEntry::Quarantined(range)) => {
+                at = range.to();
+                continue;
+            }
+            Some(SourceEntry::Empty(range)) => {
+                empty(range);
+                at = range.to();
+                continue;
+            }
+        };
+        at = frame.end();
         if frame.base >= to {
             break;
         }

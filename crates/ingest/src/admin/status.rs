@@ -1,5 +1,7 @@
 //! How it is: health, readiness, metrics, and the one document `ingestctl status` reads.
 
+use std::sync::Arc;
+
 use axum::{Json, extract::State};
 use http::{StatusCode, header};
 use serde_json::{Value, json};
@@ -7,9 +9,10 @@ use serde_json::{Value, json};
 use super::{Shared, log};
 use crate::{
     books::Tally,
+    log::LogHandle,
     metrics,
     pipeline::Pipeline,
-    sink::{Lane, freshness::Named},
+    sink::{Lane, freshness::Named, source::LogSource},
 };
 
 pub(super) async fn healthz() -> &'static str {
@@ -45,7 +48,7 @@ fn publish(pipeline: &Pipeline) {
     }
     pipeline.sinks.publish();
     pipeline.books_standing();
-    for log in &pipeline.logs {
+    for log in &pipeline.embedded {
         let (label, totals) = (log.partition().to_string(), log.quarantine_totals());
         let signed = |n| i64::try_from(n).unwrap_or(i64::MAX);
         for (state, events, stretches) in [
@@ -89,12 +92,16 @@ pub(super) async fn offsets(State(pipeline): State<Shared>) -> Json<Value> {
 }
 
 fn partitions(pipeline: &Pipeline) -> Vec<Value> {
-    let one = |log: &crate::log::LogHandle| {
+    let bytes = |log: &dyn LogSource| {
+        let own = pipeline.embedded.iter().find(|own| own.partition() == log.partition());
+        own.map_or_else(|| log.bytes_since(log.earliest()), LogHandle::bytes)
+    };
+    let one = |log: &Arc<dyn LogSource>| {
         json!({
             "partition": log.partition(),
             "earliest": log.earliest(),
             "latest": log.latest(),
-            "bytes": log.bytes(),
+            "bytes": bytes(&**log),
         })
     };
     pipeline.logs.iter().map(one).collect()
@@ -103,7 +110,7 @@ fn partitions(pipeline: &Pipeline) -> Vec<Value> {
 pub(super) async fn status(State(pipeline): State<Shared>) -> Json<Value> {
     let reasons = pipeline.not_ready();
     let (difference, in_flight) = pipeline.books_difference();
-    let (quarantine, damaged) = log::summary(&pipeline.logs);
+    let (quarantine, damaged) = log::summary(&pipeline.embedded);
     Json(json!({
         "ready": reasons.is_empty(),
         "healthy": reasons.is_empty() && !damaged,
@@ -111,10 +118,13 @@ pub(super) async fn status(State(pipeline): State<Shared>) -> Json<Value> {
         "version": env!("CARGO_PKG_VERSION"),
         "generation": pipeline.generation(),
         "uptime_seconds": pipeline.started.elapsed().as_secs(),
+        "role": pipeline.config.role,
         "log_id": pipeline.log_id,
+        "peers": pipeline.peers(),
         "recovery": pipeline.recovery,
         "stages": pipeline.stages(),
         "partitions": partitions(&pipeline),
+        "log": pipeline.writers.about(),
         "log_quarantine": quarantine,
         "sinks": pipeline.sinks.status(),
         "books": { "difference": difference, "in_flight": in_flight, "gaps": pipeline.books_gaps().count },

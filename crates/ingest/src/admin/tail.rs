@@ -19,7 +19,7 @@ use super::{
     Problem, Shared,
     records::{Located, Next, scan},
 };
-use crate::log::LogHandle;
+use crate::sink::source::LogSource;
 
 /// Lines that may wait for a slow reader; then the tail waits, and the log does not notice.
 const LINES_WAITING: usize = 64;
@@ -51,7 +51,7 @@ pub(super) async fn tail(
         let (lines, wanted) = (lines.clone(), std::sync::Arc::clone(&wanted));
         std::thread::Builder::new()
             .name(format!("tail-{}", log.partition()))
-            .spawn(move || follow(&log, &wanted, &lines))
+            .spawn(move || follow(&*log, &wanted, &lines))
             .map_err(|e| Problem::internal(format!("no thread to follow the log: {e}")))?;
     }
     drop(lines);
@@ -65,7 +65,7 @@ pub(super) async fn tail(
         .map_err(|e| Problem::internal(e.to_string()))
 }
 
-fn follow(log: &LogHandle, wanted: &Wanted, lines: &mpsc::Sender<Bytes>) {
+fn follow(log: &dyn LogSource, wanted: &Wanted, lines: &mpsc::Sender<Bytes>) {
     let mut at = log.latest();
     while !lines.is_closed() {
         if !log.wait_past(at, LOOK_AGAIN) {

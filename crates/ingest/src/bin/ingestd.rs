@@ -4,7 +4,10 @@ use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
 
 use clap::Parser;
 use rustix::process::DumpableBehavior;
-use tidegate_ingest::pipeline::{self, Options};
+use tidegate_ingest::{
+    config::Role,
+    pipeline::{self, Options},
+};
 use tracing_subscriber::EnvFilter;
 
 /// Takes events in over HTTP, makes them durable before it says yes, and delivers each exactly once.
@@ -15,6 +18,7 @@ use tracing_subscriber::EnvFilter;
     after_help = "Examples:
   ingestd --dev                        try it: tenant `dev`, key `tgk_dev`, ./tidegate-data
   ingestd --config /etc/tidegate.toml  the real thing
+  ingestd --role edge --config f.toml  one role of several processes: edge, normalizer, writer
   TIDEGATE_LOG__DIR=/data ingestd --config tidegate.toml
                                        any value by environment
 
@@ -36,9 +40,20 @@ struct Arguments {
     /// The operators' address [default: 127.0.0.1:8081]
     #[arg(long, value_name = "HOST:PORT")]
     admin: Option<String>,
+    /// Which stages this process is: all, or one role of several processes [default: all]
+    #[arg(long, value_name = "ROLE", value_parser = role, conflicts_with = "dev")]
+    role: Option<Role>,
+    /// Where a normalizer or a writer listens for the role before [default: 127.0.0.1:8082]
+    #[arg(long, value_name = "HOST:PORT", conflicts_with = "dev")]
+    hop: Option<String>,
     /// How log lines look: text on a terminal, JSON otherwise
     #[arg(long, value_name = "FORMAT", value_parser = ["text", "json"])]
     log_format: Option<String>,
+}
+
+fn role(text: &str) -> Result<Role, String> {
+    let named = Role::ALL.iter().find(|role| role.as_str() == text);
+    named.copied().ok_or_else(|| "one of all, edge, normalizer, writer".to_owned())
 }
 
 pub(crate) fn main() -> ExitCode {
@@ -69,6 +84,8 @@ pub(crate) fn main() -> ExitCode {
         data_dir: arguments.data_dir,
         listen: arguments.listen,
         admin: arguments.admin,
+        role: arguments.role,
+        hop: arguments.hop,
     };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,

@@ -55,6 +55,8 @@ pub struct Open {
     minute: Minute,
     /// Events without an outcome, by type, in order.
     left: Vec<(EventType, u64)>,
+    /// True where the edge that handed them on counts what is shed.
+    lent: bool,
 }
 
 impl Open {
@@ -77,7 +79,7 @@ impl Open {
                 page.change(event_type, minute, rows_max, |tally| tally.received += events);
             }
         }
-        Self { book, minute, left: received }
+        Self { book, minute, left: received, lent: false }
     }
 
     /// Gives `events` of a type their outcome. An entry may be settled in parts: what was rejected
@@ -109,8 +111,41 @@ impl Open {
         debug_assert!(taken == events, "{events} of {event_type} settled, {taken} were left");
     }
 
+    /// Of events that another process handed on: what is shed of them was never received here, but
+    /// where the client is told.
+    pub fn lend(mut self) -> Self {
+        self.lent = true;
+        self
+    }
+
+    /// What is left has its outcome in another process' books: here it was never received.
+    pub fn hand_over(mut self) {
+        let rows_max = self.book.rows_max();
+        let left = std::mem::take(&mut self.left);
+        let mut page = self.book.page();
+        for (event_type, events) in left.into_iter().filter(|(_, events)| *events != 0) {
+            page.in_flight -= events;
+            page.change(&event_type, self.minute, rows_max, |tally| tally.received -= events);
+        }
+    }
+
+    /// What is left may be in another process' books, or in none: here its request of `bytes` counts
+    /// as refused, as one whose events were never counted.
+    pub fn lose_sight(self, bytes: u64) {
+        {
+            let mut page = self.book.page();
+            let one = Refused { requests: 1, bytes };
+            page.refused.merge(&one);
+            page.unwritten_refused.merge(&one);
+        }
+        self.hand_over();
+    }
+
     /// Settles all that is left as shed.
     pub fn shed(mut self, reason: ShedReason) {
+        if self.lent {
+            return self.hand_over();
+        }
         for (event_type, left) in self.left.clone() {
             self.settle(&event_type, Outcome::Shed(reason), left);
         }

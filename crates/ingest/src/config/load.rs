@@ -8,13 +8,16 @@ use std::{
 use toml::{Table, Value};
 
 use super::Config;
-use crate::sink::SinkKind;
+use crate::{
+    log::{LogConfig, LogKind},
+    sink::SinkKind,
+};
 
 /// A file larger than this is no configuration.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// Settings of no section: the only ones whose variables have no `__`.
-const TOP_LEVEL: &[&str] = &["TENANTS_DIR"];
+const TOP_LEVEL: &[&str] = &["ROLE", "TENANTS_DIR"];
 
 /// Why a configuration cannot be used; nothing of it is.
 #[derive(Debug, thiserror::Error)]
@@ -120,7 +123,10 @@ fn no_stray_lists(table: &Table) -> Result<(), String> {
         for (name, value) in table {
             match value {
                 Value::Table(inner) if name != "options" => walk(inner, &format!("{path}{name}."))?,
-                Value::Array(_) if path != "sink.filter." => {
+                Value::Array(_)
+                    if path != "sink.filter."
+                        && !(path == "hop." && matches!(&**name, "normalizers" | "writers")) =>
+                {
                     return Err(format!("{path}{name} is no list"));
                 }
                 _ => {}
@@ -212,6 +218,9 @@ pub fn check(config: &Config) -> Vec<String> {
         config.log.backlog_bytes.0 >= config.log.segment_bytes.0.saturating_mul(2),
         "log.backlog_bytes: at least twice log.segment_bytes",
     );
+    if config.log.kind == LogKind::Kafka {
+        kafka_faults(&config.log).iter().for_each(|fault| need(false, fault));
+    }
     let windows: std::collections::BTreeSet<_> = config.log.dedup_windows.values().collect();
     need(windows.len() <= 32, "log.dedup_windows: at most 32 different lengths");
     need(
@@ -223,6 +232,9 @@ pub fn check(config: &Config) -> Vec<String> {
     }
     for fault in config.quota_store.faults() {
         need(false, &format!("quota_store.{fault}"));
+    }
+    for fault in config.hop.faults(config.role) {
+        need(false, &format!("hop.{fault}"));
     }
     let mut names: Vec<&str> = config.sink.iter().map(|s| s.name.as_str()).collect();
     names.sort_unstable();
@@ -243,6 +255,29 @@ pub fn check(config: &Config) -> Vec<String> {
     for (name, listen) in [("edge", &config.edge.listen), ("admin", &config.admin.listen)] {
         let port = listen.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
         need(port.is_some(), &format!("{name}.listen: {listen:?} is no HOST:PORT"));
+    }
+    faults
+}
+
+/// What does not go with a log on Kafka.
+fn kafka_faults(log: &LogConfig) -> Vec<String> {
+    let mut faults: Vec<_> =
+        log.kafka.faults().into_iter().map(|fault| format!("log.kafka.{fault}")).collect();
+    let remembers = !log.dedup_window.0.is_zero()
+        || log.dedup_windows.values().any(|window| !window.0.is_zero());
+    if remembers {
+        let text = "log.dedup_window: on Kafka ids are not deduplicated, a client that sends again after \
+                    a lost answer leaves a second event; write \"0s\" (and no log.dedup_windows)";
+        faults.push(text.to_owned());
+    }
+    if log.partitions != LogConfig::default().partitions {
+        faults
+            .push("log.partitions is the embedded log's; a topic has log.kafka.partitions".into());
+    }
+    if !cfg!(feature = "kafka") {
+        faults.push(
+            "log.kind = \"kafka\": this program was built without the feature `kafka`".into(),
+        );
     }
     faults
 }
@@ -306,7 +341,10 @@ mod tests {
     #[test]
     fn what_would_not_start_is_told_before() {
         for (text, expected) in [
-            ("[[sink]]\nname = \"a\"\nkind = \"ftp\"", "is none of blackhole, clickhouse, lake"),
+            (
+                "[[sink]]\nname = \"a\"\nkind = \"ftp\"",
+                "is none of blackhole, clickhouse, elasticsearch, kafka, lake",
+            ),
             (
                 "[[sink]]\nname = \"a\"\nkind = \"lake\"\noptions = { format = \"csv\" }",
                 "is none of parquet",

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    admin::AdminConfig, edge::EdgeConfig, log::LogConfig, normalize::SchemasConfig,
+    admin::AdminConfig, edge::EdgeConfig, hop::HopConfig, log::LogConfig, normalize::SchemasConfig,
     quota::QuotaStoreConfig, sink::SinkConfig, tenants::Quota,
 };
 
@@ -17,8 +17,12 @@ pub use units::{Size, Span};
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
+    /// Which stages this process is.
+    pub role: Role,
     /// The public side.
     pub edge: EdgeConfig,
+    /// Between roles.
+    pub hop: HopConfig,
     /// The operators' side.
     pub admin: AdminConfig,
     /// Memory.
@@ -35,6 +39,49 @@ pub struct Config {
     pub quota_store: QuotaStoreConfig,
     /// The folder of tenant files; `<data dir>/tenants` if absent.
     pub tenants_dir: Option<std::path::PathBuf>,
+}
+
+/// Which stages a process is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Every stage: the default.
+    #[default]
+    All,
+    /// TLS, keys, quotas, limits, protocols; it asks normalizers.
+    Edge,
+    /// Verdicts and batches; it asks writers.
+    Normalizer,
+    /// The log and the sinks.
+    Writer,
+}
+
+impl Role {
+    /// Every role.
+    pub const ALL: &'static [Role] = &[Self::All, Self::Edge, Self::Normalizer, Self::Writer];
+
+    /// As it stands in the configuration.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::All => "all",
+            Self::Edge => "edge",
+            Self::Normalizer => "normalizer",
+            Self::Writer => "writer",
+        }
+    }
+
+    /// True where it has a log of its own, and sinks.
+    #[must_use]
+    pub fn has_log(self) -> bool {
+        matches!(self, Self::All | Self::Writer)
+    }
+}
+
+impl std::fmt::Display for Role {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
 }
 
 /// `[budget]`

@@ -12,7 +12,7 @@ use super::{
     Context,
     admin::{self, Admin},
     fault::{Fault, Verdict},
-    human,
+    fleet, human,
     journal::Pieces,
     minutes::{self, Gaps, MinuteArgs},
     out::{Tone, remark},
@@ -38,17 +38,22 @@ Per tenant and event type,
 where the log and the files are counted, not believed. The last columns say where the books differ
 from what was counted: from the log, and for each sink in accepted events, dead letters and rows
 in files. With --since the books are shown minute by minute too. With --journal every event that a client was told is kept must be in the log.
-Exit status 1 if anything differs.
+Exit status 1 if anything differs. With --also the books of several roles are added up, and balance
+where each of them does; a journal's events may be in the log of any of them.
 
 Examples:
   ingestctl audit
   ingestctl audit --since 10m
   ingestctl audit --journal acknowledged.ndjson
+  ingestctl audit --also http://writer-0:8081 --also http://writer-1:8081
   ingestctl audit --json | jq '.tenants[] | select(.tenant == \"acme\")'")]
 pub struct AuditArgs {
     /// Ids of acknowledged events, as `send --journal` and `load --journal` write them
     #[arg(long, value_name = "FILE")]
     journal: Option<PathBuf>,
+    /// The admin address of another server of the same pipeline; repeat for more
+    #[arg(long, value_name = "URL")]
+    also: Vec<String>,
     /// Minute by minute.
     #[command(flatten)]
     minutes: MinuteArgs,
@@ -143,11 +148,19 @@ struct Journaled {
 /// [`Fault::Failed`] where the server cannot be reached or the journal cannot be read.
 pub async fn run(args: &AuditArgs, context: &Context) -> Result<Verdict, Fault> {
     let admin = context.admin()?;
+    let mut all = vec![context.admin()?];
+    for also in &args.also {
+        all.push(context.admin_at(also)?);
+    }
     let journaled = match &args.journal {
-        Some(path) => Some(hold(&admin, Pieces::open(path, IDS_EACH)?).await?),
+        Some(path) => Some(hold(&all, Pieces::open(path, IDS_EACH)?).await?),
         None => None,
     };
-    let mut document = admin.get(PATH).await?;
+    let mut documents = Vec::new();
+    for one in &all {
+        documents.push((one.shown().to_owned(), one.get(PATH).await?));
+    }
+    let mut document = fleet::added_up(&documents);
     let audit: Audit = admin::shape(PATH, &document)?;
     let minutes = args.minutes.ask(&admin).await?;
     let complete = journaled.as_ref().is_none_or(|j| j.missing_count == 0);
@@ -175,7 +188,10 @@ pub async fn run(args: &AuditArgs, context: &Context) -> Result<Verdict, Fault> 
     Ok(Verdict::when(audit.balanced && complete))
 }
 
-async fn hold(admin: &Admin, mut pieces: Pieces) -> Result<Journaled, Fault> {
+async fn hold(all: &[Admin], mut pieces: Pieces) -> Result<Journaled, Fault> {
+    let Some((admin, others)) = all.split_first() else { return Ok(Journaled::default()) };
+    // Of several servers each is told what those before it lack: they have to name all of it.
+    let path = if others.is_empty() { IDS.to_owned() } else { format!("{IDS}?all=true") };
     let mut found = Journaled::default();
     let mut left: Vec<Bytes> = Vec::new();
     let mut bytes_max = usize::MAX;
@@ -193,14 +209,14 @@ async fn hold(admin: &Admin, mut pieces: Pieces) -> Result<Journaled, Fault> {
             left.extend([rest, part]);
             continue;
         }
-        let reply = admin.try_post_lines(IDS, piece.clone()).await?;
+        let reply = admin.try_post_lines(&path, piece.clone()).await?;
         if reply.status == StatusCode::PAYLOAD_TOO_LARGE && bytes_max > PART_BYTES {
             bytes_max = PART_BYTES;
             left.push(piece);
             continue;
         }
         let document = admin.accepted(IDS, &reply)?;
-        let answer: IdsAnswer = admin::shape(IDS, &document)?;
+        let mut answer: IdsAnswer = admin::shape(IDS, &document)?;
         // An id that stands twice in a journal may be checked once, but none may be passed over.
         if answer.checked == 0 {
             return Err(Fault::failed(
@@ -209,6 +225,15 @@ async fn hold(admin: &Admin, mut pieces: Pieces) -> Result<Journaled, Fault> {
             ));
         }
         found.checked += answer.checked;
+        for other in others {
+            if answer.missing_count == 0 {
+                break;
+            }
+            let lacking = fleet::lines_of(&piece, &answer.missing);
+            let reply = other.try_post_lines(&path, lacking).await?;
+            let document = other.accepted(IDS, &reply)?;
+            answer = admin::shape(IDS, &document)?;
+        }
         found.missing_count += answer.missing_count;
         let room = MISSING_SHOWN.saturating_sub(found.missing.len());
         found.missing.extend(answer.missing.into_iter().take(room));

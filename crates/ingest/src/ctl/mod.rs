@@ -8,12 +8,15 @@ use clap::{Args, Parser, Subcommand};
 
 pub mod admin;
 pub mod audit;
+pub mod capacity;
 pub mod client;
 pub mod completions;
 pub mod config;
 pub mod dead_letters;
 pub mod drain;
 pub mod fault;
+mod fleet;
+mod follow;
 pub mod human;
 pub mod journal;
 pub mod load;
@@ -26,6 +29,7 @@ pub mod reload;
 pub mod schema;
 mod schema_test;
 pub mod send;
+pub mod sink;
 pub mod status;
 pub mod table;
 pub mod tail;
@@ -119,6 +123,8 @@ pub enum Command {
     Schema(schema::SchemaArgs),
     /// Look for damage in the log, show and acknowledge what is known
     Log(log::LogArgs),
+    /// Hold a sink's destination against the log, and write what it lost
+    Sink(sink::SinkArgs),
     /// Hold the books against the log and the lake, and a client's journal against the log
     Audit(audit::AuditArgs),
     /// Check a configuration file
@@ -127,6 +133,8 @@ pub enum Command {
     Reload(reload::ReloadArgs),
     /// Have the server stop accepting, finish, flush and exit
     Drain(drain::DrainArgs),
+    /// Reckon what a rate needs: cores, disks, partitions, inserts, files
+    Capacity(capacity::CapacityArgs),
     /// Put load on a server and measure what it does
     Load(load::LoadArgs),
     /// Print completions for a shell
@@ -155,6 +163,15 @@ impl Context {
     /// As [`Target::new`].
     pub fn admin(&self) -> Result<Admin, Fault> {
         let target = Target::new(&self.common.admin, self.common.cacert.as_deref(), false)?;
+        Ok(Admin::new(target, self.common.token.clone()))
+    }
+
+    /// Another server's admin address, with the same token.
+    ///
+    /// # Errors
+    /// As [`Target::new`].
+    pub fn admin_at(&self, url: &str) -> Result<Admin, Fault> {
+        let target = Target::new(url, self.common.cacert.as_deref(), false)?;
         Ok(Admin::new(target, self.common.token.clone()))
     }
 
@@ -197,6 +214,8 @@ async fn run(command: Command, context: &Context) -> Result<Verdict, Fault> {
         Command::Tenant(args) => tenant::run(args, context).await,
         Command::Schema(args) => schema::run(args, context).await,
         Command::Log(args) => log::run(args, context).await,
+        Command::Sink(args) => sink::run(args, context).await,
+        Command::Capacity(args) => capacity::run(&args, context),
         Command::Audit(args) => audit::run(&args, context).await,
         Command::Config(args) => config::run(&args, context),
         Command::Reload(args) => reload::run(&args, context).await,

@@ -65,7 +65,21 @@ struct Status {
     stages: Vec<Stage>,
     sinks: Vec<Sink>,
     dedup: Vec<Dedup>,
+    log: Log,
     log_quarantine: Damage,
+}
+
+/// Which log it is; of a log on Kafka what an operator should see.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Log {
+    kind: String,
+    topic: String,
+    notes: Vec<String>,
+    partitions_owned: Vec<u32>,
+    problems: Vec<String>,
+    throttled_milliseconds: u64,
+    error: Option<String>,
 }
 
 /// What a partition remembers of clients' ids.
@@ -124,6 +138,7 @@ struct Sink {
     delay_seconds: Option<f64>,
     held_bytes: Option<u64>,
     memory_bytes: Option<u64>,
+    paused: Option<String>,
     partitions: Vec<Progress>,
     held: Vec<Lane>,
     freshness: Freshness,
@@ -260,6 +275,7 @@ fn page(context: &Context, document: &Value, offsets: &Value) -> Result<String, 
     if status.sinks.iter().any(|sink| 0 < sink.freshness.events || sink.freshness.state.is_some()) {
         section(freshness(&status));
     }
+    lines.extend(kafka(context, &status.log));
     lines.extend(damage(context, &status.log_quarantine));
     lines.extend(troubles(context, &status));
     Ok(lines.join("\n"))
@@ -279,6 +295,29 @@ fn headline(context: &Context, status: &Status) -> Vec<String> {
         lines.push("  the server gives no reason".to_owned());
     }
     lines.extend(status.reasons.iter().map(|r| format!("  {}", human::safe(r))));
+    lines
+}
+
+/// What there is to say of a log on Kafka.
+fn kafka(context: &Context, log: &Log) -> Vec<String> {
+    if log.kind != "kafka" {
+        return Vec::new();
+    }
+    let owned: Vec<String> = log.partitions_owned.iter().map(u32::to_string).collect();
+    let owned = if owned.is_empty() { "none".to_owned() } else { owned.join(", ") };
+    let topic = human::safe(&log.topic);
+    let mut lines = vec![String::new()];
+    lines.push(format!("log on Kafka, topic {topic}; partitions whose sinks run here: {owned}"));
+    let mut worry = |text: String| {
+        lines.push(context.out.paint(Tone::Bad, &format!("  {}", human::safe(&text))));
+    };
+    log.notes.iter().cloned().for_each(&mut worry);
+    if 0 < log.throttled_milliseconds {
+        let n = log.throttled_milliseconds;
+        worry(format!("a quota of the brokers makes the producer wait, {n} ms of late"));
+    }
+    log.problems.iter().cloned().for_each(&mut worry);
+    log.error.iter().cloned().for_each(worry);
     lines
 }
 
@@ -491,6 +530,9 @@ fn troubles(context: &Context, status: &Status) -> Vec<String> {
                 let error = human::safe(error);
                 say(Tone::Bad, format!("{name}: {state} at partition {at}: {error}"));
             }
+        }
+        if let Some(why) = &sink.paused {
+            say(Tone::Strong, format!("{name}: its windows wait: {}", human::safe(why)));
         }
         if sink.policy == "block" && 0 < sink.pinned_bytes {
             let pinned = human::bytes(sink.pinned_bytes);

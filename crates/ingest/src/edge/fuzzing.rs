@@ -8,6 +8,7 @@ use tidegate_event::{EncodedBatch, EventType, ReceivedAt};
 
 use super::{
     Limits,
+    away::Kept,
     coding::{Coding, DecodeError, DecodeLimits, from_headers},
     judge::Judge,
     protocol::Protocol,
@@ -99,14 +100,17 @@ pub fn run(
         body,
         protocol,
         caller,
-        judge,
         limits: Arc::new(limits.clone()),
         received_at: ReceivedAt(1_772_323_200_000_000),
         base_id: [7; 16],
         permit,
     };
-    let Done { types, batch, dead, rejected, errors, errors_truncated, nothing, permit } =
-        work.run().ok()?;
+    let Done { types, kept, dead, rejected, errors, errors_truncated, nothing, permit } =
+        work.run(&*judge).ok()?;
+    let batch = match kept {
+        Some(Kept::Here(batch)) => Some(batch),
+        Some(Kept::Away(..)) | None => None,
+    };
     let types = types.into_iter().map(|(name, items)| {
         let rejected = items.rejected.iter().map(|(_, events)| events).sum();
         (name, Tally { received: items.received, rejected, ..Tally::default() })

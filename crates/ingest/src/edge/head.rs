@@ -45,6 +45,12 @@ pub(super) fn trace(headers: &HeaderMap) -> Option<(&str, &str)> {
     (sized && known && !zero(trace) && !zero(parent)).then_some((trace, parent))
 }
 
+/// A valid `traceparent` as it came.
+pub(super) fn traceparent(headers: &HeaderMap) -> Option<&str> {
+    trace(headers)?;
+    headers.get("traceparent")?.to_str().ok()
+}
+
 /// What the head says about the key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Credentials<'a> {

@@ -1,7 +1,9 @@
 //! The public side: TLS, keys, limits, protocols.
 
 pub mod answer;
+mod away;
 mod bare;
+pub(crate) mod bench;
 mod body;
 mod coding;
 mod connection;
@@ -18,7 +20,7 @@ pub mod protocol;
 mod request;
 mod server;
 mod tls;
-mod turns;
+pub(crate) mod turns;
 mod work;
 
 use std::path::PathBuf;
@@ -27,6 +29,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{Size, Span};
 
+pub use away::{Answered, Away, Behind, Keep};
 pub(crate) use server::{CONNECTION_BYTES, TLS_CONNECTION_BYTES};
 pub use server::{Edge, EdgeError, EdgeHandle, EdgeParts, EdgeStats, bind};
 pub use tls::TlsError;

@@ -17,16 +17,17 @@ use tracing::Instrument;
 use super::{
     Limits, Timeouts,
     answer::{self, Answer, ItemError, Kind, Refusal},
+    away::{self, Behind, Kept},
+    bench::no_memory,
     body::{self, ReadError, ReadLimits},
     coding::{self, Coding},
     connection::Busy,
     head::{self, Credentials},
-    judge::Judge,
     over,
     problem::Problem,
     protocol::{self, Outcomes, Protocol, Routed},
     turns::Turns,
-    work::{Done, Work, no_memory},
+    work::{Done, Packed, Work},
 };
 use crate::{
     books::{Books, Outcome, Unread},
@@ -37,7 +38,7 @@ use crate::{
     quota::{Account, Admitted, Quotas},
     shed::{Pressure, ShedReason},
     tenants::{Caller, Tenants},
-    writer::{Append, AppendError, Appended},
+    writer::{AppendError, Appended},
 };
 
 /// What all requests share.
@@ -45,8 +46,7 @@ pub(super) struct Shared {
     pub limits: Arc<Limits>,
     pub timeouts: Timeouts,
     pub tenants: Arc<Tenants>,
-    pub judge: Arc<dyn Judge>,
-    pub log: Arc<dyn Append>,
+    pub behind: Behind,
     pub books: Arc<Books>,
     pub clock: Arc<dyn Clock>,
     pub budget: Arc<Budget>,
@@ -83,6 +83,8 @@ const LIGHT_CODED_BYTES: usize = 64 << 10;
 
 /// How long a client should stay away from a server that is shutting down.
 const DRAINING_FOR: std::time::Duration = std::time::Duration::from_secs(2);
+/// How long a client should stay away after an outcome that nobody knows.
+const UNKNOWN_FOR: std::time::Duration = std::time::Duration::from_secs(1);
 /// How long a client should stay away from a disk that is full or failing.
 const STORAGE_FOR: std::time::Duration = std::time::Duration::from_secs(5);
 
@@ -278,15 +280,14 @@ async fn respond(
         coding,
         protocol,
         caller,
-        judge: Arc::clone(&shared.judge),
         limits: Arc::clone(&shared.limits),
         received_at,
         base_id: exchange.base_id,
         types,
         permit,
     };
-    let done = run(shared, work).await?;
-    settle(shared, (unread, received_at), protocol, (done, admitted), exchange).await
+    let done = judged(shared, work).await?;
+    settle(shared, (unread, received_at, length), protocol, (done, admitted), exchange).await
 }
 
 fn health(shared: &Shared, parts: &Parts) -> Option<Answer> {
@@ -380,7 +381,11 @@ fn gate(
         return Err(Refusal::problem(Problem::BODY_TOO_LARGE, error.to_string()));
     }
     let expected = usize::try_from(declared.unwrap_or(0)).unwrap_or(usize::MAX);
-    shared.log.room(&tenant.id, expected).map_err(not_appended)?;
+    let room = match &shared.behind {
+        Behind::Here { log, .. } => log.room(&tenant.id, expected),
+        Behind::Away(away) => away.room(&tenant.id),
+    };
+    room.map_err(not_appended)?;
     let line = exchange.busy.line(exchange.passes_over);
     let admitted = account
         .admit(declared, line, exchange.busy.patience())
@@ -420,13 +425,33 @@ fn unreadable(error: &ReadError, share: &Share) -> Refusal {
     Refusal::problem(problem, error.to_string())
 }
 
-async fn run(shared: &Shared, work: Work) -> Result<Done, Refusal> {
+/// Has the items judged, here or elsewhere.
+async fn judged(shared: &Shared, work: Work) -> Result<Done, Refusal> {
+    match &shared.behind {
+        Behind::Here { judge, .. } => {
+            let judge = Arc::clone(judge);
+            run(shared, work, move |work| work.run(&*judge)).await
+        }
+        Behind::Away(away) => {
+            let trace = head::traceparent(&work.parts.headers).map(str::to_owned);
+            let packed: Packed = run(shared, work, Work::pack).await?;
+            away::judged(&**away, packed, trace).await
+        }
+    }
+}
+
+/// Does what only computes, where and when it is its turn.
+async fn run<T: Send + 'static>(
+    shared: &Shared,
+    work: Work,
+    compute: impl FnOnce(Work) -> Result<T, Refusal> + Send + 'static,
+) -> Result<T, Refusal> {
     let light = match work.coding {
         Coding::Identity => LIGHT_BYTES,
         Coding::Gzip | Coding::Zstd | Coding::Deflate | Coding::Brotli => LIGHT_CODED_BYTES,
     };
     if work.body.len() <= SMALL_BYTES && work.coding == Coding::Identity {
-        return work.run();
+        return compute(work);
     }
     let internal = |error: &dyn std::fmt::Display| {
         tracing::error!(%error, "a body could not be worked on");
@@ -439,13 +464,13 @@ async fn run(shared: &Shared, work: Work) -> Result<Done, Refusal> {
     let turn = shared.turns.take(&tenant.id, tenant.weight(), bytes).await;
     let turn = turn.ok_or_else(|| internal(&"there are no turns"))?;
     if work.body.len() <= light {
-        let done = work.run();
+        let done = compute(work);
         drop(turn);
         return done;
     }
     let task = tokio::task::spawn_blocking(move || {
         let _turn = turn;
-        work.run()
+        compute(work)
     });
     task.await.map_err(|error| internal(&error))?
 }
@@ -453,7 +478,7 @@ async fn run(shared: &Shared, work: Work) -> Result<Done, Refusal> {
 /// Books, quota, append, answer.
 async fn settle(
     shared: &Shared,
-    (unread, received_at): (Unread, ReceivedAt),
+    (unread, received_at, bytes): (Unread, ReceivedAt, u64),
     protocol: &'static Protocol,
     (done, admitted): (Done, Admitted),
     exchange: &mut Exchange,
@@ -476,14 +501,22 @@ async fn settle(
             entry.settle(name, Outcome::Rejected(code), events);
         }
     }
-    let Some(batch) = done.batch else {
+    let Some(batch) = done.kept else {
         let nothing = done.nothing.map(|n| n.refusal(done.errors, done.errors_truncated));
         return Err(nothing.unwrap_or_else(|| Refusal::problem(Problem::BODY_EMPTY, "no event")));
     };
-    let kept = u64::from(batch.count);
+    let kept = batch.count();
     faults::at(Point::Decoded);
-    let appended =
-        hold(shared.log.append(batch, entry), done.permit).await.map_err(not_appended)?;
+    let appending = match (batch, &shared.behind) {
+        (Kept::Here(batch), Behind::Here { log, .. }) => log.append(batch, entry),
+        (Kept::Away(keep, _), _) => keep.keep(entry, bytes),
+        // Nobody makes one without the other.
+        (Kept::Here(_), Behind::Away(_)) => {
+            entry.shed(ShedReason::Storage);
+            Box::pin(std::future::ready(Err(AppendError::Storage)))
+        }
+    };
+    let appended = hold(appending, done.permit).await.map_err(not_appended)?;
     faults::at(Point::BeforeAnswer);
     let outcomes = outcomes(&appended, kept, done.dead, done.rejected, done.errors);
     Ok((protocol.encode)(&Outcomes {
@@ -493,11 +526,15 @@ async fn settle(
     }))
 }
 
-fn not_appended(error: AppendError) -> Refusal {
+pub(super) fn not_appended(error: AppendError) -> Refusal {
     let after = match error {
-        AppendError::Full { retry_after } | AppendError::Lane { retry_after } => retry_after,
+        AppendError::Full { retry_after }
+        | AppendError::Lane { retry_after }
+        | AppendError::Memory { retry_after }
+        | AppendError::Unreachable { retry_after } => retry_after,
         AppendError::Storage => STORAGE_FOR,
         AppendError::Draining => DRAINING_FOR,
+        AppendError::Unknown => UNKNOWN_FOR,
     };
     Refusal::shed(error.reason(), after)
 }

@@ -27,17 +27,17 @@ use tokio::{
 
 use super::{
     EdgeConfig, Limits, Timeouts,
+    away::Behind,
     connection::{LAST_WORDS, Pulse, Watched},
     crowd::Place,
     door::{Door, Room},
-    judge::Judge,
     request::{self, Shared},
     tls::{Tls, TlsError},
     turns::Turns,
 };
 use crate::{
     books::Books, budget::Budget, clock::Clock, metrics, quota::Quotas, shed::Pressure,
-    tenants::Tenants, writer::Append,
+    tenants::Tenants,
 };
 
 /// What the edge is made of.
@@ -46,10 +46,8 @@ pub struct EdgeParts {
     pub config: EdgeConfig,
     /// Whose keys are taken.
     pub tenants: Arc<Tenants>,
-    /// Gives the verdicts.
-    pub normalizer: Arc<dyn Judge>,
-    /// Makes events durable.
-    pub log: Arc<dyn Append>,
+    /// Gives the verdicts and makes events durable.
+    pub behind: Behind,
     /// Counts them.
     pub books: Arc<Books>,
     /// Says when they came.
@@ -150,8 +148,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// # Errors
 /// [`EdgeError`].
 pub async fn bind(parts: EdgeParts) -> Result<Edge, EdgeError> {
-    let EdgeParts { config, tenants, normalizer, log, books, clock, budget, pressure, quotas } =
-        parts;
+    let EdgeParts { config, tenants, behind, books, clock, budget, pressure, quotas } = parts;
     let tls = match &config.tls {
         Some(files) => Some(Arc::new(Tls::load(files, Arc::clone(&clock))?)),
         None => None,
@@ -168,8 +165,7 @@ pub async fn bind(parts: EdgeParts) -> Result<Edge, EdgeError> {
         limits: Arc::new(config.limits),
         timeouts: config.timeouts,
         tenants,
-        judge: normalizer,
-        log,
+        behind,
         books,
         clock,
         budget,

@@ -9,7 +9,7 @@ use crate::fair::Fair;
 
 /// As many turns as there are processors, given to those that wait by deficit round robin.
 #[derive(Clone, Debug)]
-pub(super) struct Turns(Arc<Mutex<State>>);
+pub(crate) struct Turns(Arc<Mutex<State>>);
 
 #[derive(Debug)]
 struct State {
@@ -19,10 +19,10 @@ struct State {
 
 /// The right to work; given on when dropped.
 #[derive(Debug)]
-pub(super) struct Turn(Option<Turns>);
+pub(crate) struct Turn(Option<Turns>);
 
 impl Turns {
-    pub(super) fn new(count: usize) -> Self {
+    pub(crate) fn new(count: usize) -> Self {
         Self(Arc::new(Mutex::new(State { free: count.max(1), waiting: Fair::default() })))
     }
 
@@ -31,7 +31,7 @@ impl Turns {
     }
 
     /// Waits for a turn. Whoever goes away meanwhile loses nothing for others.
-    pub(super) async fn take(&self, tenant: &TenantId, weight: u64, bytes: u64) -> Option<Turn> {
+    pub(crate) async fn take(&self, tenant: &TenantId, weight: u64, bytes: u64) -> Option<Turn> {
         let (give, mut given) = oneshot::channel();
         self.state().waiting.push(tenant, weight, bytes, give);
         // Everybody who is ready by now gets to stand in line before anybody works: else the order

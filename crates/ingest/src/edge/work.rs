@@ -1,39 +1,32 @@
 //! The part of a request that only computes: decode, split, judge, encode. Runs on one thread.
 
-use std::{collections::HashMap, ops::ControlFlow, sync::Arc};
+use std::{ops::ControlFlow, sync::Arc};
 
 use bytes::Bytes;
 use http::request::Parts;
-use tidegate_event::{
-    BatchEncoder, Code, EncodedBatch, EventType, Reason, ReceivedAt, TenantId, record::Record,
-    record::generated_id,
-};
+use tidegate_event::{EventType, ReceivedAt, TenantId};
 
 use super::{
     Limits,
     answer::{ItemError, Refusal},
+    away::Kept,
+    bench::{self, Finished, Items, Nothing, Order, TypeGate, empty, no_memory, too_large},
     coding::{Coding, DecodeError, DecodeLimits},
     judge::Judge,
     problem::Problem,
-    protocol::{Arrived, Found, Place, Protocol},
+    protocol::{Arrived, Found, Protocol},
 };
 use crate::{
-    books::ByReason,
-    budget::{Full, Permit, Share},
+    budget::Permit,
     faults::{Bug, planted},
-    normalize::{Item, JudgeContext, Judged, Verdict},
+    hop::ask::{Head, ItemsEncoder},
+    normalize::JudgeContext,
     quota::Types,
     tenants::Caller,
 };
 
-/// How many kinds of (type, schema) one batch can hold.
-const KINDS_MAX: usize = 65_535;
-
-/// Bytes that one more event type costs while its request is worked on, about.
-const KIND_BYTES: usize = 512;
-
-/// Bytes taken from the budget at once while a batch grows: as many as it has, within these.
-const STEP_BYTES: (u64, u64) = (4 << 10, 256 << 10);
+/// Bytes taken from the budget at once while items are put together, at least.
+const STEP_BYTES: u64 = 64 << 10;
 
 /// A body, read whole, with all that is needed to judge it.
 pub(super) struct Work {
@@ -42,7 +35,6 @@ pub(super) struct Work {
     pub coding: Coding,
     pub protocol: &'static Protocol,
     pub caller: Caller,
-    pub judge: Arc<dyn Judge>,
     pub limits: Arc<Limits>,
     pub received_at: ReceivedAt,
     pub base_id: [u8; 16],
@@ -56,7 +48,7 @@ pub(super) struct Done {
     /// Items of each type, and which of them were rejected.
     pub types: Vec<(EventType, Items)>,
     /// What is to be appended; `None` where nothing can be kept.
-    pub batch: Option<EncodedBatch>,
+    pub kept: Option<Kept>,
     /// The indexes of the dead letters in the batch, in order.
     pub dead: Vec<u32>,
     pub rejected: u64,
@@ -68,82 +60,97 @@ pub(super) struct Done {
     pub permit: Permit,
 }
 
-/// The items of one type in one body.
-#[derive(Default)]
-pub(super) struct Items {
-    /// All of them.
-    pub received: u64,
-    /// Those that cannot be kept, by reason.
-    pub rejected: ByReason<Code>,
-}
-
-/// What the rejected items of a body have in common.
-#[derive(Clone, Debug)]
-pub(super) struct Nothing {
-    problem: Problem,
-    detail: String,
-}
-
-impl Nothing {
-    /// The answer to a request of which nothing was kept.
-    pub(super) fn refusal(self, errors: Vec<ItemError>, errors_truncated: bool) -> Refusal {
-        let refusal = Refusal::problem(self.problem, self.detail);
-        Refusal { errors, errors_truncated, ..refusal }
-    }
+/// A body's items, for a normalizer elsewhere.
+pub(super) struct Packed {
+    pub head: Head,
+    pub items: Bytes,
+    /// Bounds the types the tenant may name.
+    pub types: Option<Types>,
+    /// Holds the memory of the items.
+    pub permit: Permit,
 }
 
 impl Work {
     /// Does it all. `Err`: nothing was kept, and no event was counted.
-    pub(super) fn run(mut self) -> Result<Done, Refusal> {
+    pub(super) fn run(mut self, judge: &dyn Judge) -> Result<Done, Refusal> {
         let body = self.decoded()?;
-        let encoder = BatchEncoder::new(
-            self.tenant(),
-            self.protocol.name,
-            self.received_at,
-            self.base_id,
-            // Grown in steps below, within the budget.
-            body.len().min(64 << 10),
-        );
-        let context = JudgeContext {
-            tenant: &self.caller.tenant,
-            received_at: self.received_at,
-            key_types: self.caller.event_types(),
-        };
-        let mut bench = Bench {
-            encoder,
-            context,
-            limits: &self.limits,
+        let order = Order {
+            context: JudgeContext {
+                tenant: &self.caller.tenant,
+                received_at: self.received_at,
+                key_types: self.caller.event_types(),
+            },
+            tenant: self.tenant(),
+            protocol: self.protocol.name,
             base_id: self.base_id,
-            types: self.types.as_ref(),
+            event_bytes: self.limits.event_bytes.get(),
+            events: self.limits.events,
             errors_max: self.protocol.errors_max,
-            permit: &mut self.permit,
-            held: 0,
-            index: 0,
-            kinds: Kinds::default(),
-            dead: Vec::new(),
-            rejected: Rejected::default(),
-            errors: Vec::new(),
-            errors_truncated: false,
-            stopped: None,
+            types: self.types.as_ref().map(|types| types as &dyn TypeGate),
+            capacity: body.len(),
         };
-        let mut session = self.judge.session();
-        let outcome = (self.protocol.decode)(&self.parts, &body, &mut |arrived: Arrived<'_>| {
-            let Arrived { place, found } = arrived;
+        let (parts, decode) = (&self.parts, self.protocol.decode);
+        let finished = bench::sort(order, judge, &mut self.permit, |take| {
+            decode(parts, &body, &mut |arrived: Arrived<'_>| take(arrived, None))
+        })?;
+        drop(body);
+        Ok(Done::new(finished, self.permit))
+    }
+
+    /// Puts the items together for whoever judges them. `Err`: nothing was kept, and no event was
+    /// counted.
+    pub(super) fn pack(mut self) -> Result<Packed, Refusal> {
+        let body = self.decoded()?;
+        let (event_bytes, events) = (self.limits.event_bytes.get(), self.limits.events);
+        let mut items = ItemsEncoder::with_capacity(body.len().min(64 << 10));
+        let (permit, mut held, mut stopped) = (&mut self.permit, 0u64, None);
+        let decode = self.protocol.decode;
+        let outcome = decode(&self.parts, &body, &mut |Arrived { place, found }| {
+            if items.count() == events {
+                stopped = Some(bench::too_many(events));
+                return ControlFlow::Break(());
+            }
             match found {
-                Found::Rejected(reason) => bench.reject(None, None, place, reason),
-                Found::Item(item) => match bench.refused_unjudged(&item) {
-                    Some(reason) => bench.reject(None, item.event_id, place, reason),
-                    None => {
-                        let judged = session.judge(&bench.context, &item);
-                        bench.take(judged, place)
-                    }
+                Found::Rejected(reason) => items.rejected(place, None, &reason),
+                Found::Item(item) => match too_large(&item, event_bytes) {
+                    Some(reason) => items.rejected(place, item.event_id, &reason),
+                    None => items.item(place, &item),
                 },
             }
+            let owed = (items.bytes() as u64).saturating_sub(held);
+            if owed != 0 {
+                let step = owed.max(held.min(STEP_BYTES));
+                if let Err(full) = permit.grow(step) {
+                    stopped = Some(no_memory(full, permit.share()));
+                    return ControlFlow::Break(());
+                }
+                held += step;
+            }
+            ControlFlow::Continue(())
         });
         outcome.map_err(|fault| Refusal::problem(fault.problem, fault.detail))?;
-        let parts = bench.finish()?;
-        drop(session);
-        Ok(parts.done(self.permit))
+        if let Some(refusal) = stopped {
+            return Err(refusal);
+        }
+        if items.count() == 0 {
+            return Err(empty());
+        }
+        drop(body);
+        permit.shrink_to(held);
+        let tenant = &self.caller.tenant;
+        let head = Head {
+            tenant: self.tenant(),
+            protocol: self.protocol.name.to_owned(),
+            received_at: self.received_at,
+            base_id: self.base_id,
+            strict: tenant.strict,
+            secret: tenant.pii_secret.clone(),
+            key_types: self.caller.event_types().map(<[String]>::to_vec),
+            named: None,
+            errors_max: u32::try_from(self.protocol.errors_max).unwrap_or(u32::MAX),
+        };
+        let items = items.finish().into();
+        Ok(Packed { head, items, types: self.types, permit: self.permit })
     }
 
     /// Whose the events are: the key's owner, whatever a header or the body says.
@@ -173,11 +180,6 @@ impl Work {
     }
 }
 
-/// There is no memory for the request now.
-pub(super) fn no_memory(full: Full, share: &Share) -> Refusal {
-    Refusal::shed(full.reason(), share.wait())
-}
-
 fn undecodable(error: &DecodeError, permit: &Permit) -> Refusal {
     let problem = match error {
         DecodeError::Corrupt { .. } => Problem::BODY_CORRUPT,
@@ -188,305 +190,18 @@ fn undecodable(error: &DecodeError, permit: &Permit) -> Refusal {
     Refusal::problem(problem, error.to_string())
 }
 
-fn empty() -> Refusal {
-    Refusal::problem(Problem::BODY_EMPTY, "send at least one event, a JSON object")
-}
-
-/// Counts per type; most requests are of one.
-#[derive(Default)]
-struct Kinds {
-    types: Vec<(EventType, Items)>,
-    places: HashMap<EventType, usize>,
-    last: usize,
-}
-
-impl Kinds {
-    fn knows(&self, event_type: &EventType) -> bool {
-        let last = self.types.get(self.last).is_some_and(|(known, _)| known == event_type);
-        last || self.places.contains_key(event_type)
-    }
-
-    fn count(&mut self, event_type: &EventType) -> Option<&mut Items> {
-        if self.types.get(self.last).is_none_or(|(known, _)| known != event_type) {
-            self.last = match self.places.get(event_type) {
-                Some(place) => *place,
-                None => {
-                    self.places.insert(event_type.clone(), self.types.len());
-                    self.types.push((event_type.clone(), Items::default()));
-                    self.types.len() - 1
-                }
-            };
-        }
-        let (_, items) = self.types.get_mut(self.last)?;
-        items.received += 1;
-        Some(items)
-    }
-}
-
-#[derive(Default)]
-struct Rejected {
-    count: u64,
-    /// Those that would be dead letters but for strict checking.
-    invalid: u64,
-    forbidden: u64,
-    first: Option<(Place, Reason)>,
-}
-
-/// Where the items of one request are sorted.
-struct Bench<'a> {
-    encoder: BatchEncoder,
-    context: JudgeContext<'a>,
-    limits: &'a Limits,
-    base_id: [u8; 16],
-    types: Option<&'a Types>,
-    errors_max: usize,
-    permit: &'a mut Permit,
-    /// Bytes of the permit that are the batch's.
-    held: u64,
-    index: u32,
-    kinds: Kinds,
-    dead: Vec<u32>,
-    rejected: Rejected,
-    errors: Vec<ItemError>,
-    errors_truncated: bool,
-    stopped: Option<Refusal>,
-}
-
-impl Bench<'_> {
-    /// What needs no look inside.
-    fn refused_unjudged(&self, item: &Item<'_>) -> Option<Reason> {
-        let (bytes, most) = (item.raw.len(), self.limits.event_bytes.get());
-        (most < bytes).then(|| {
-            let message = format!("the event has {bytes} bytes; at most {most} are taken");
-            Reason::new(Code::EventTooLarge, "", message)
-        })
-    }
-
-    fn stop(&mut self, refusal: Refusal) -> ControlFlow<()> {
-        self.stopped = Some(refusal);
-        ControlFlow::Break(())
-    }
-
-    /// Counts one more item, if the request may have it.
-    fn next(&mut self) -> Result<u32, Refusal> {
-        let (index, most) = (self.index, self.limits.events);
-        if most <= index {
-            let detail = format!("the body holds more than {most} events; send it in parts");
-            return Err(Refusal::problem(Problem::TOO_MANY_EVENTS, detail));
-        }
-        self.index += 1;
-        Ok(index)
-    }
-
-    /// True where events may be counted under this type. One that the key may not send must be known
-    /// already: it takes no place of the tenant's.
-    fn may_name(&self, judged: &Judged<'_>) -> bool {
-        let Some(types) = self.types else { return true };
-        if self.kinds.knows(&judged.event_type) || judged.event_type == EventType::unnamed() {
-            return true;
-        }
-        match &judged.verdict {
-            Verdict::Rejected(_) => types.knows(&judged.event_type),
-            Verdict::Accepted | Verdict::DeadLetter(_) => types.take(&judged.event_type),
-        }
-    }
-
-    fn take(&mut self, judged: Judged<'_>, place: Place) -> ControlFlow<()> {
-        if !self.may_name(&judged) {
-            let reason = match judged.verdict {
-                Verdict::Rejected(reason) => reason,
-                Verdict::Accepted | Verdict::DeadLetter(_) => {
-                    let most = self.types.map_or(0, Types::most);
-                    let message = format!(
-                        "the tenant may send {most} event types, and has named as many already"
-                    );
-                    Reason::new(Code::TooManyTypes, "", message)
-                }
-            };
-            return self.reject(None, judged.client_id.as_deref(), place, reason);
-        }
-        let dead = match judged.verdict {
-            Verdict::Accepted => None,
-            Verdict::DeadLetter(reason) if !self.context.tenant.strict => Some(reason),
-            Verdict::DeadLetter(reason) | Verdict::Rejected(reason) => {
-                let id = judged.client_id.as_deref();
-                return self.reject(Some(&judged.event_type), id, place, reason);
-            }
-        };
-        let index = match self.next() {
-            Ok(index) => index,
-            Err(refusal) => return self.stop(refusal),
-        };
-        self.encoder.push(&Record {
-            index,
-            event_type: &judged.event_type,
-            schema: judged.schema,
-            client_id: judged.client_id.as_deref(),
-            event_time: judged.event_time,
-            dead: dead.as_ref().map(|reason| reason.code),
-            pii_changed: judged.pii_changed,
-            note: &judged.note,
-            raw: &judged.raw,
-        });
-        self.kinds.count(&judged.event_type);
-        if let Some(reason) = dead {
-            if planted(Bug::PayloadLogged) {
-                tracing::info!(raw = %String::from_utf8_lossy(&judged.raw), "dead letter");
-            }
-            self.dead.push(index);
-            let id = match judged.client_id {
-                Some(id) => id.into_owned(),
-                None => generated_id(&self.base_id, index),
-            };
-            self.tell(index, Some(id), reason);
-        }
-        if KINDS_MAX <= self.encoder.types() {
-            let detail =
-                format!("the body holds {KINDS_MAX} event types or more; send it in parts");
-            return self.stop(Refusal::problem(Problem::TOO_MANY_TYPES, detail));
-        }
-        self.pay()
-    }
-
-    /// Takes memory for what the batch has grown.
-    fn pay(&mut self) -> ControlFlow<()> {
-        let owed = self.bytes().saturating_sub(self.held);
-        if owed == 0 {
-            return ControlFlow::Continue(());
-        }
-        let (least, most) = STEP_BYTES;
-        let step = owed.max(self.held.clamp(least, most));
-        if let Err(full) = self.permit.grow(step) {
-            let refusal = no_memory(full, self.permit.share());
-            return self.stop(refusal);
-        }
-        self.held += step;
-        ControlFlow::Continue(())
-    }
-
-    /// Bytes of the batch so far, about.
-    fn bytes(&self) -> u64 {
-        (self.encoder.bytes() + self.kinds.types.len() * KIND_BYTES) as u64
-    }
-
-    fn reject(
-        &mut self,
-        event_type: Option<&EventType>,
-        id: Option<&str>,
-        place: Place,
-        reason: Reason,
-    ) -> ControlFlow<()> {
-        let index = match self.next() {
-            Ok(index) => index,
-            Err(refusal) => return self.stop(refusal),
-        };
-        let unnamed = EventType::unnamed();
-        if let Some(items) = self.kinds.count(event_type.unwrap_or(&unnamed)) {
-            items.rejected.add(reason.code, 1);
-        }
-        self.rejected.count += 1;
-        self.rejected.invalid += u64::from(!reason.code.is_rejection());
-        self.rejected.forbidden += u64::from(reason.code == Code::TypeForbidden);
-        if self.rejected.first.is_none() {
-            self.rejected.first = Some((place, reason.clone()));
-        }
-        self.tell(index, id.map(str::to_owned), reason);
-        self.pay()
-    }
-
-    fn tell(&mut self, index: u32, event_id: Option<String>, reason: Reason) {
-        if self.errors.len() < self.errors_max {
-            let Reason { code, field, message } = reason;
-            self.errors.push(ItemError { index, event_id, code: code.as_str(), field, message });
-        } else {
-            self.errors_truncated = true;
-        }
-    }
-
-    fn finish(self) -> Result<Finished, Refusal> {
-        if let Some(refusal) = self.stopped {
-            return Err(refusal);
-        }
-        if self.index == 0 {
-            return Err(empty());
-        }
-        let kept = self.encoder.count() != 0;
-        let held = self.bytes().min(self.held);
-        Ok(Finished {
-            nothing: (!kept).then(|| self.rejected.nothing()),
-            batch: kept.then(|| self.encoder.finish()),
-            types: self.kinds.types,
-            dead: self.dead,
-            rejected: self.rejected.count,
-            errors: self.errors,
-            errors_truncated: self.errors_truncated,
-            held,
-        })
-    }
-}
-
-impl Rejected {
-    fn nothing(&self) -> Nothing {
-        if self.forbidden == self.count {
-            let detail = "this key may send none of the event types in the body; use another key";
-            return Nothing { problem: Problem::TYPES_FORBIDDEN, detail: detail.to_owned() };
-        }
-        let problem =
-            if self.invalid == 0 { Problem::NOTHING_KEPT } else { Problem::NOTHING_VALID };
-        let detail = match &self.first {
-            Some((place, reason)) => {
-                let Reason { code, field, message } = reason;
-                let field = if field.is_empty() { String::new() } else { format!(" at {field}") };
-                format!(
-                    "the first of {} items, at {place} of the body: {}{field}: {message}; {}",
-                    self.count,
-                    code.as_str(),
-                    mend(*code),
-                )
-            }
-            None => String::new(),
-        };
-        Nothing { problem, detail }
-    }
-}
-
-/// How to mend what was rejected, in general.
-fn mend(code: Code) -> &'static str {
-    match code {
-        Code::InvalidJson | Code::NotAnObject => {
-            "send one JSON object, an array of objects, or one object a line as \
-             application/x-ndjson"
-        }
-        Code::InvalidUtf8 => "send JSON in UTF-8",
-        Code::EventTooLarge | Code::TooDeep | Code::TooManyFields => "send smaller events",
-        Code::EnvelopeInvalid => "send CloudEvents 1.0",
-        _ => "see the reasons",
-    }
-}
-
-struct Finished {
-    types: Vec<(EventType, Items)>,
-    batch: Option<EncodedBatch>,
-    dead: Vec<u32>,
-    rejected: u64,
-    errors: Vec<ItemError>,
-    errors_truncated: bool,
-    nothing: Option<Nothing>,
-    held: u64,
-}
-
-impl Finished {
+impl Done {
     /// The body is gone by now: only the batch's memory is still held.
-    fn done(self, mut permit: Permit) -> Done {
-        permit.shrink_to(self.held);
-        Done {
-            types: self.types,
-            batch: self.batch,
-            dead: self.dead,
-            rejected: self.rejected,
-            errors: self.errors,
-            errors_truncated: self.errors_truncated,
-            nothing: self.nothing,
+    fn new(finished: Finished, mut permit: Permit) -> Self {
+        permit.shrink_to(finished.held);
+        Self {
+            types: finished.types,
+            kept: finished.batch.map(Kept::Here),
+            dead: finished.dead,
+            rejected: finished.rejected,
+            errors: finished.errors,
+            errors_truncated: finished.errors_truncated,
+            nothing: finished.nothing,
             permit,
         }
     }

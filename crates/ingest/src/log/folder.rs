@@ -88,9 +88,7 @@ pub fn open(
 ) -> Result<Opened, OpenError> {
     let dir = config.dir.join("log");
     storage.create_dir_all(&dir).map_err(at(&dir))?;
-    let lock_path = config.dir.join("lock");
-    let lock = storage.lock(&lock_path).map_err(at(&lock_path))?;
-    let lock = lock.ok_or_else(|| OpenError::Locked { dir: config.dir.clone() })?;
+    let lock = lock(&*storage, &config.dir)?;
     let log_id = identify(&*storage, &dir, config.partitions.max(1))?;
     // What a process that was killed had renamed and not yet synced is seen here: it must stay.
     for dir in [&dir, &config.dir] {
@@ -111,6 +109,17 @@ pub fn open(
     }
     let log_id = String::from_utf8_lossy(&place.log_id).into_owned();
     Ok(Opened { log_id, partitions, recovery })
+}
+
+/// Takes the data folder for this process, making it if it is not there.
+///
+/// # Errors
+/// [`OpenError::Locked`], [`OpenError::Io`].
+pub fn lock(storage: &dyn Storage, dir: &Path) -> Result<LockGuard, OpenError> {
+    storage.create_dir_all(dir).map_err(at(dir))?;
+    let path = dir.join("lock");
+    let lock = storage.lock(&path).map_err(at(&path))?;
+    lock.ok_or_else(|| OpenError::Locked { dir: dir.to_owned() })
 }
 
 /// What all partitions share.

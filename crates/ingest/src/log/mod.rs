@@ -48,10 +48,13 @@ use std::{collections::BTreeMap, path::PathBuf};
 use serde::{Deserialize, Serialize};
 use tidegate_event::EventType;
 
-use crate::config::{Size, Span};
+use crate::{
+    config::{Size, Span},
+    kafka::KafkaConfig,
+};
 
 pub use append::{AppendFault, Log};
-pub use folder::{OpenError, Opened, open};
+pub use folder::{OpenError, Opened, lock, open};
 pub use frame::{BODY_BYTES_MAX, FRAME_HEADER_BYTES, FrameBody, FrameError};
 pub use handle::{Hold, LogHandle};
 pub use offline::{OfflineError, inspect, read_some};
@@ -90,6 +93,8 @@ pub struct LogConfig {
     pub dedup_ids: usize,
     /// The same as `dedup_window`, of event types that have a window of their own.
     pub dedup_windows: BTreeMap<EventType, Span>,
+    /// Where `kind` is `kafka`.
+    pub kafka: KafkaConfig,
 }
 
 impl Default for LogConfig {
@@ -107,6 +112,7 @@ impl Default for LogConfig {
             dedup_window: Span::seconds(600),
             dedup_ids: 1_000_000,
             dedup_windows: BTreeMap::new(),
+            kafka: KafkaConfig::default(),
         }
     }
 }
@@ -117,6 +123,8 @@ impl Default for LogConfig {
 pub enum LogKind {
     /// Segment files in the data folder.
     Embedded,
+    /// A topic of Apache Kafka.
+    Kafka,
 }
 
 /// How frames are compressed.

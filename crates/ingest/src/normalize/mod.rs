@@ -41,7 +41,7 @@ pub use judge::Scratch;
 pub use project::{ProjectError, ProjectScratch, Row};
 pub use schema::{ColumnSpec, ColumnType, OWN_COLUMNS, Schema};
 pub use set::{SchemaEntry, SchemaSet, check_dir, check_evolution, evolution_notes, read_dir};
-pub use store::{SchemaStore, StoreError};
+pub use store::{SchemaStore, SharedContents, StoreError};
 
 use std::{borrow::Cow, path::PathBuf, sync::Arc};
 

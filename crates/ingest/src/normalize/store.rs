@@ -6,11 +6,12 @@
 use std::{
     collections::HashMap,
     io,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use serde::{Deserialize, Serialize};
+use tidegate_event::{EventType, TenantId};
 
 use super::{
     fault::{Faults, SchemaFault},
@@ -40,9 +41,24 @@ pub enum StoreError {
     },
 }
 
+/// Where processes that share a log share contents as well. Both calls block.
+pub trait SharedContents: Send + Sync {
+    /// Makes contents readable for all, by their hash; durable on return.
+    ///
+    /// # Errors
+    /// Why they are not: try again.
+    fn publish(&self, contents: &[([u8; 16], &[u8])]) -> io::Result<()>;
+    /// The content with this hash; `None` where nobody published it.
+    ///
+    /// # Errors
+    /// Why that is not known.
+    fn fetch(&self, hash: [u8; 16]) -> io::Result<Option<Vec<u8>>>;
+}
+
 /// Schema contents by hash.
 pub struct SchemaStore {
     storage: Arc<dyn Storage>,
+    shared: Option<Arc<dyn SharedContents>>,
     dir: PathBuf,
     state: Mutex<State>,
 }
@@ -93,7 +109,13 @@ impl SchemaStore {
                 .map_err(|error| StoreError::Damaged { path, what: error.to_string() })?,
         };
         let state = Mutex::new(State { names, read: HashMap::new() });
-        Ok(Self { storage, dir, state })
+        Ok(Self { storage, shared: None, dir, state })
+    }
+
+    /// Has what is missing here from others, and gives them what is kept here.
+    #[must_use]
+    pub fn sharing(self, shared: Option<Arc<dyn SharedContents>>) -> Self {
+        Self { shared, ..self }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -123,6 +145,41 @@ impl SchemaStore {
         }
     }
 
+    /// Whether the schema with this hash is kept here.
+    #[must_use]
+    pub fn has(&self, hash: [u8; 16]) -> bool {
+        let text = || hex::encode(hash);
+        hash == [0; 16] || {
+            let state = self.lock();
+            state.read.contains_key(&hash)
+                || state.names.schemas.iter().any(|known| known.hash == text())
+        }
+    }
+
+    /// For whom and which type the content with this hash is, for another process that lacks it.
+    #[must_use]
+    pub fn entry(&self, hash: [u8; 16]) -> Option<SchemaEntry> {
+        let text = hex::encode(hash);
+        let name = self.lock().names.schemas.iter().find(|known| known.hash == text).cloned()?;
+        let tenant = name.tenant.as_deref().map(TenantId::new).transpose().ok()?;
+        let event_type = EventType::new(&name.event_type).ok()?;
+        Some(SchemaEntry { tenant, event_type, schema: self.get(hash)? })
+    }
+
+    /// Takes content that another process judges by; durable when this returns.
+    ///
+    /// # Errors
+    /// What is wrong with it, or with it beside what is known here.
+    pub fn take(
+        &self,
+        tenant: Option<TenantId>,
+        event_type: EventType,
+        text: &str,
+    ) -> Result<(), Vec<SchemaFault>> {
+        let schema = Arc::new(Schema::parse(&format!("{event_type}.json"), text.as_bytes())?);
+        self.keep(&[SchemaEntry { tenant, event_type, schema }])
+    }
+
     fn path(&self, hash: [u8; 16]) -> PathBuf {
         self.dir.join(format!("{}.json", hex::encode(hash)))
     }
@@ -131,7 +188,10 @@ impl SchemaStore {
         let path = self.path(hash);
         let text = match self.storage.read(&path) {
             Ok(text) => text,
-            Err(source) => return Err(StoreError::Io { path, source }),
+            Err(source) => match self.fetch_from_others(hash, &path, source) {
+                Ok(text) => text,
+                Err(source) => return Err(StoreError::Io { path, source }),
+            },
         };
         let schema = Schema::parse(&path.display().to_string(), &text).map_err(|faults| {
             let what = faults.first().map(ToString::to_string).unwrap_or_default();
@@ -142,6 +202,22 @@ impl SchemaStore {
             return Err(StoreError::Damaged { path, what });
         }
         Ok(Arc::new(schema))
+    }
+
+    /// A content that is not here, and that another process judged by; kept from now on.
+    fn fetch_from_others(
+        &self,
+        hash: [u8; 16],
+        path: &Path,
+        missing: io::Error,
+    ) -> io::Result<Vec<u8>> {
+        let Some(shared) = &self.shared else { return Err(missing) };
+        if missing.kind() != io::ErrorKind::NotFound {
+            return Err(missing);
+        }
+        let text = shared.fetch(hash)?.ok_or(missing)?;
+        storage::replace(&*self.storage, path, &text)?;
+        Ok(text)
     }
 
     /// Makes the contents durable. Refused as a whole where a version known before has changed
@@ -219,6 +295,13 @@ impl SchemaStore {
             let path = self.path(entry.schema.hash());
             storage::replace(&*self.storage, &path, entry.schema.canonical().as_bytes())
                 .map_err(|error| (path, error))?;
+        }
+        if let Some(shared) = &self.shared {
+            let mut contents = Vec::new();
+            for entry in entries {
+                contents.push((entry.schema.hash(), entry.schema.canonical().as_bytes()));
+            }
+            shared.publish(&contents).map_err(|error| (self.dir.clone(), error))?;
         }
         if names.schemas == before.schemas {
             return Ok(());

@@ -3,6 +3,7 @@
 use crate::{
     config::Config,
     edge::{CONNECTION_BYTES, TLS_CONNECTION_BYTES},
+    log::LogKind,
 };
 
 /// Memory of one remembered id: 63 bytes, measured with a million of them (docs/deduplication.md).
@@ -35,6 +36,7 @@ impl Division {
         let partitions = u64::from(config.log.partitions.max(1));
         let sinks = if config.sink.is_empty() { 0 } else { bytes / 8 * 3 };
         let fit = bytes / 6 / ID_BYTES / partitions;
+        let fit = if config.log.kind == LogKind::Embedded { fit } else { 0 };
         let dedup_ids = config.log.dedup_ids.min(usize::try_from(fit).unwrap_or(usize::MAX));
         let ids = dedup_ids as u64 * ID_BYTES * partitions;
         let pool = bytes.saturating_sub(sinks).saturating_sub(ids);
@@ -54,8 +56,11 @@ impl Division {
     #[must_use]
     pub fn lowered(&self, config: &Config) -> Vec<String> {
         let limits = &config.edge.limits;
+        // Where ids are not deduplicated, there is nothing to lower.
+        let remembers = config.log.kind == LogKind::Embedded;
+        let ids = if remembers { config.log.dedup_ids } else { 0 };
         let rows = [
-            ("log.dedup_ids", self.dedup_ids as u64, config.log.dedup_ids as u64),
+            ("log.dedup_ids", self.dedup_ids as u64, ids as u64),
             ("edge.limits.decoded_bytes", self.decoded_bytes, limits.decoded_bytes.0),
             ("edge.limits.body_bytes", self.body_bytes, limits.body_bytes.0),
             ("edge.limits.connections", self.connections as u64, limits.connections as u64),

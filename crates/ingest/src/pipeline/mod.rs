@@ -5,7 +5,9 @@
 //! sinks (flush what is in the log) → books.
 
 mod division;
+mod log;
 pub mod redrive;
+mod roles;
 mod run;
 
 use std::{
@@ -28,16 +30,15 @@ use crate::{
     books::{Books, Gaps, Standing, UnloggedLedger},
     budget::Budget,
     clock::Clock,
-    config::{self, Config},
-    edge::EdgeHandle,
+    config::{self, Config, Role},
     faults::{Bug, planted},
     log::LogHandle,
     metrics,
     normalize::Normalizer,
     quota::Quotas,
-    sink::Sinks,
+    sink::{Sinks, source::LogSource},
     tenants::Tenants,
-    writer::Writers,
+    writer::LogWriter,
 };
 
 /// Everything that runs, for the admin side to look at and act on.
@@ -53,13 +54,13 @@ pub struct Pipeline {
     /// What was done at start to what an earlier run left behind.
     pub recovery: Vec<String>,
     /// One per partition.
-    pub logs: Vec<LogHandle>,
-    /// One per partition.
-    pub writers: Arc<Writers>,
+    pub logs: Vec<Arc<dyn LogSource>>,
+    /// The same, of an embedded log: empty where the log is another's.
+    pub embedded: Vec<LogHandle>,
+    /// The way into the log.
+    pub writers: Arc<dyn LogWriter>,
     /// The sinks.
     pub sinks: Arc<Sinks>,
-    /// The public side.
-    pub edge: EdgeHandle,
     /// Who may send.
     pub tenants: Arc<Tenants>,
     /// Verdicts.
@@ -80,6 +81,12 @@ pub struct Pipeline {
     pub started: Instant,
     /// One re-drive at a time.
     pub redrives: tokio::sync::Mutex<()>,
+    /// The public side, or the listener for the role before.
+    serving: roles::ServingHandle,
+    /// The role behind this one, where that is another process.
+    next: Option<roles::Next>,
+    /// Locked until the end, where there is no log that is.
+    _folder: Option<roles::RoleFolder>,
     unlogged: Mutex<UnloggedLedger>,
     generation: AtomicU64,
     draining: watch::Sender<bool>,
@@ -142,6 +149,7 @@ impl Pipeline {
         if self.budget.is_full() {
             reasons.push("edge_full: no memory left for bodies (budget.bytes)".to_owned());
         }
+        reasons.extend(self.next.iter().flat_map(roles::Next::not_ready));
         reasons.extend(self.writers.not_ready());
         reasons.extend(self.sinks.blocking());
         reasons
@@ -152,12 +160,25 @@ impl Pipeline {
     pub fn stages(&self) -> Vec<Stage> {
         let pool = self.budget.bound();
         let (held, drain) = (self.budget.held(), self.budget.drain_bytes_per_second());
-        let edge = Stage::new("edge", (pool, pool, pool), held, drain);
+        let name = if self.config.role == Role::All { "edge" } else { self.config.role.as_str() };
+        let edge = Stage::new(name, (pool, pool, pool), held, drain);
+        if !self.config.role.has_log() {
+            return vec![edge];
+        }
         let writers = self.writers.stats();
         let bounds = (writers.floor_bytes, writers.bound_bytes, writers.ceiling_bytes);
         let drain = writers.drain_bytes_per_second;
         let writer = Stage::new("writer", bounds, writers.held_bytes, drain);
+        if self.config.role == Role::Writer {
+            return vec![writer, Stage { name: "hop", ..edge }];
+        }
         vec![edge, writer]
+    }
+
+    /// The replicas of the role behind this one, for operators.
+    #[must_use]
+    pub fn peers(&self) -> serde_json::Value {
+        self.next.as_ref().map_or_else(|| serde_json::json!([]), roles::Next::status)
     }
 
     /// How the books stand; also says so in the metrics.
@@ -232,6 +253,7 @@ impl Pipeline {
         let mut needs_restart = Vec::new();
         if let Some(path) = &self.config_path {
             let next = config::load(Some(path)).map_err(|e| vec![e.to_string()])?;
+            let next = roles::narrowed(Config { role: self.config.role, ..next });
             admin::token_of(&next.admin).map_err(|e| vec![e])?;
             needs_restart = differing(&self.config, &next);
         }
@@ -243,7 +265,7 @@ impl Pipeline {
         let tenants_before = self.tenants.list();
         let tenants = self.tenants.reload();
         faults.extend(tenants.as_ref().err().into_iter().flatten().map(ToString::to_string));
-        let tls = self.edge.prepare_tls();
+        let tls = self.serving.edge().map_or(Ok(None), |edge| edge.prepare_tls());
         faults.extend(tls.as_ref().err().map(ToString::to_string));
         let (Ok(schemas), Ok(_), Ok(tls)) = (schemas, tenants, tls) else {
             if planted(Bug::ReloadHalf)
@@ -262,7 +284,7 @@ impl Pipeline {
             changed.push("tenants".to_owned());
         }
         self.normalizer.install(schemas);
-        if self.edge.install_tls(tls) {
+        if self.serving.edge().is_some_and(|edge| edge.install_tls(tls)) {
             changed.push("certificate".to_owned());
         }
         let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
@@ -275,6 +297,7 @@ impl Pipeline {
 fn differing(old: &Config, new: &Config) -> Vec<String> {
     let sections = [
         ("edge", old.edge == new.edge),
+        ("hop", old.hop == new.hop),
         ("admin", old.admin == new.admin),
         ("budget", old.budget == new.budget),
         ("quota_store", old.quota_store == new.quota_store),

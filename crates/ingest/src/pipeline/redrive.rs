@@ -13,7 +13,6 @@ use super::Pipeline;
 use crate::{
     normalize::{Item, ItemTime, JudgeContext, Judged, Scratch, Verdict, reserved_in},
     tenants::Tenant,
-    writer::Append,
 };
 
 /// One dead letter, out of the log.

@@ -7,29 +7,32 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tidegate_event::Offset;
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
     sync::watch,
 };
 
-use super::{Division, Pipeline};
+use super::{
+    Division, Pipeline,
+    log::OpenedLog,
+    roles::{self, Contact, Next, Serving},
+};
 use crate::{
     admin,
     books::{Books, UnloggedLedger},
     budget::Budget,
     clock::{Clock, SystemClock},
-    config::{self, Config, ConfigError, Size},
-    edge::{self, EdgeParts},
+    config::{self, Config, ConfigError, Role, Size},
+    edge::{self, Behind, EdgeParts},
     json::ScanLimits,
-    log,
-    normalize::{Normalizer, SchemaStore},
+    log::LogHandle,
+    normalize::{Normalizer, SchemaStore, SharedContents},
     quota::{self, Quotas},
     sink::{self, SinkConfig, SinkParts, source::LogSource},
     storage::{Disk, Storage},
     tenants::Tenants,
-    writer::{self, WriterSettings, Writers},
+    writer::{Append, LogWriter, WriterSettings},
 };
 
 /// The fixed key of `--dev` on loopback.
@@ -48,6 +51,10 @@ pub struct Options {
     pub listen: Option<String>,
     /// Over `admin.listen`.
     pub admin: Option<String>,
+    /// Over `role`.
+    pub role: Option<Role>,
+    /// Over `hop.listen`.
+    pub hop: Option<String>,
 }
 
 /// Why it did not start, or did not stop well.
@@ -66,7 +73,7 @@ pub enum StartError {
     },
 }
 
-fn part<E: std::fmt::Display>(what: &'static str) -> impl Fn(E) -> StartError {
+pub(super) fn part<E: std::fmt::Display>(what: &'static str) -> impl Fn(E) -> StartError {
     move |error| StartError::Part { what, why: error.to_string() }
 }
 
@@ -89,12 +96,16 @@ fn configured(options: &Options) -> Result<Config, StartError> {
     if let Some(listen) = &options.admin {
         config.admin.listen.clone_from(listen);
     }
+    if let Some(listen) = &options.hop {
+        config.hop.listen.clone_from(listen);
+    }
+    config.role = options.role.unwrap_or(config.role);
     if options.dev && config.sink.is_empty() {
         let url = config.log.dir.join("lake").display().to_string();
         config.sink.push(SinkConfig::lake("lake", &url));
     }
     match config::check(&config) {
-        faults if faults.is_empty() => Ok(config),
+        faults if faults.is_empty() => Ok(roles::narrowed(config)),
         faults => Err(ConfigError::Faults(faults).into()),
     }
 }
@@ -117,7 +128,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let built = built.map_err(part("start"))??;
     // Only now: what a second start on the same folder is told is that the folder is in use.
     let admin_listener = bind(&admin_listen, "admin.listen").await?;
-    let (pipeline, edge, fleet) = built.listen().await?;
+    let (pipeline, serving, fleet) = built.listen().await?;
     let fleet = fleet.map(|fleet| tokio::spawn(take_leases(fleet, Arc::clone(&pipeline))));
 
     let admin_address = admin_listener.local_addr().map_err(part("admin.listen"))?;
@@ -126,8 +137,8 @@ pub async fn run(options: Options) -> Result<(), StartError> {
         stopped.await.ok();
     };
     let admin = tokio::spawn(admin::serve(admin_listener, Arc::clone(&pipeline), stop));
-    hello(&pipeline, edge.local_addr(), admin_address, dev_key.as_deref());
-    let serving = tokio::spawn(edge.serve());
+    hello(&pipeline, serving.local_addr(), admin_address, dev_key.as_deref());
+    let serving = tokio::spawn(serving.serve());
     let books = tokio::spawn(keep_books(Arc::clone(&pipeline)));
     let tenants = tokio::spawn(Arc::clone(&pipeline.tenants).watch());
 
@@ -184,11 +195,15 @@ struct Built {
     admin_token: Option<String>,
     log_id: String,
     recovery: Vec<String>,
-    logs: Vec<log::LogHandle>,
-    writers: Arc<Writers>,
+    logs: Vec<Arc<dyn LogSource>>,
+    embedded: Vec<LogHandle>,
+    writers: Arc<dyn LogWriter>,
     sinks: Arc<sink::Sinks>,
     tenants: Arc<Tenants>,
+    schemas: Arc<SchemaStore>,
     normalizer: Arc<Normalizer>,
+    /// The folder of a role without a log, which stays locked.
+    folder: Option<roles::RoleFolder>,
     books: Arc<Books>,
     clock: Arc<dyn Clock>,
     unlogged: UnloggedLedger,
@@ -208,26 +223,27 @@ impl Building {
         division.lowered(&config).iter().for_each(|what| tracing::warn!("{what}"));
         let admin_token = admin::token_of(&config.admin).map_err(part("configuration"))?;
 
-        let opened = log::open(Arc::clone(&storage), &config.log, Arc::clone(&clock))
-            .map_err(part("log"))?;
-        let recovery: Vec<String> = opened.recovery.iter().map(ToString::to_string).collect();
+        let (opened, folder) = open_log(&config, &storage, &clock, &runtime)?;
+        let recovery = opened.recovery.clone();
         recovery.iter().for_each(|what| tracing::info!("{what}"));
 
-        let (schemas, normalizer) = load_schemas(&config, &storage)?;
+        let (schemas, normalizer) = load_schemas(&config, &storage, opened.contents())?;
         let tenants = load_tenants(&config, dev_key.as_deref(), &clock)?;
 
         let books = Arc::new(Books::default());
         let log_id = opened.log_id.clone();
-        let logs: Vec<_> = opened.partitions.iter().map(log::Log::handle).collect();
-        let log_is_empty = logs.iter().all(|log| log.latest() == Offset(0));
+        let (logs, embedded) = (opened.sources.clone(), opened.handles.clone());
+        // Without a log nothing tells that there was a run before.
+        let log_is_empty = opened.is_empty();
         let (disk, now) = (Arc::clone(&storage), clock.now());
         let unlogged = UnloggedLedger::open(disk, &dir, &log_id, log_is_empty, &books, now)
             .map_err(part("books"))?;
         let sinks = sink::start(
             &config.sink,
             &SinkParts {
-                logs: logs.iter().map(|l| Arc::new(l.clone()) as Arc<dyn LogSource>).collect(),
-                schemas,
+                logs: logs.clone(),
+                shared_log: opened.is_shared(),
+                schemas: Arc::<SchemaStore>::clone(&schemas),
                 storage,
                 clock: Arc::clone(&clock),
                 data_dir: dir,
@@ -240,14 +256,8 @@ impl Building {
         .map_err(part("sinks"))?;
         let budget = Budget::new(division.pool);
         let settings = writer_settings(&config, &division, &budget, &tenants);
-        let mut writers = Vec::new();
-        for mut log in opened.partitions {
-            leave_out_lost(&mut log, &sinks).map_err(part("log"))?;
-            let (books, clock, settings) =
-                (Arc::clone(&books), Arc::clone(&clock), settings.clone());
-            writers.push(writer::start(log, books, clock, settings).map_err(part("log"))?);
-        }
-        let writers = Writers::new(writers).ok_or("no partitions").map_err(part("log"))?;
+        let sinks = Arc::new(sinks);
+        let writers = opened.begin(&sinks, &books, &clock, &settings)?;
         let (quotas, fleet) = quota::open(&config.quota_store, &log_id, Arc::clone(&clock))
             .map_err(part("configuration"))?;
         restore_quotas(&quotas, &tenants, &books, &unlogged);
@@ -258,9 +268,12 @@ impl Building {
             log_id,
             recovery,
             logs,
-            writers: Arc::new(writers),
-            sinks: Arc::new(sinks),
+            embedded,
+            writers,
+            sinks,
             tenants,
+            schemas,
+            folder,
             normalizer: Arc::new(normalizer),
             books,
             clock,
@@ -273,14 +286,30 @@ impl Building {
     }
 }
 
+/// The log, or the folder of a role that has none.
+fn open_log(
+    config: &Config,
+    storage: &Arc<dyn Storage>,
+    clock: &Arc<dyn Clock>,
+    runtime: &tokio::runtime::Handle,
+) -> Result<(OpenedLog, Option<roles::RoleFolder>), StartError> {
+    if !config.role.has_log() {
+        let folder = roles::RoleFolder::open(&**storage, &config.log.dir);
+        let folder = folder.map_err(part("log.dir"))?;
+        return Ok((OpenedLog::none(&folder.id), Some(folder)));
+    }
+    Ok((OpenedLog::open(config, storage, clock, runtime)?, None))
+}
+
 /// The schemas by their hash, and today's.
 fn load_schemas(
     config: &Config,
     storage: &Arc<dyn Storage>,
+    shared: Option<Arc<dyn SharedContents>>,
 ) -> Result<(Arc<SchemaStore>, Normalizer), StartError> {
     let dir = config.log.dir.join("schemas-by-hash");
     let store = SchemaStore::open(Arc::clone(storage), dir).map_err(part("schemas"))?;
-    let store = Arc::new(store);
+    let store = Arc::new(store.sharing(shared));
     let limits = &config.edge.limits;
     let scan = ScanLimits { depth: limits.depth, fields: limits.fields };
     let normalizer = Normalizer::load(&config.schemas, Arc::clone(&store), scan);
@@ -331,48 +360,95 @@ fn restore_quotas(quotas: &Quotas, tenants: &Tenants, books: &Books, unlogged: &
     }
 }
 
-/// Should the log end before a sink's cursor, its disk lost what it had said was durable. Those offsets
-/// are never given again: the sink would take new events under them for ones it has written.
-fn leave_out_lost(log: &mut log::Log, sinks: &sink::Sinks) -> Result<(), log::AppendFault> {
-    let (partition, latest) = (log.handle().partition(), log.handle().latest());
-    let own = sinks.cursors().into_iter().filter(|(_, of, _)| *of == partition);
-    let Some((sink, _, cursor)) = own.max_by_key(|(_, _, cursor)| *cursor) else { return Ok(()) };
-    if latest < cursor {
-        tracing::error!(sink, %cursor, %latest, "the log ends before what a sink has written: those events are lost");
-        log.skip_to(cursor)?;
-    }
-    Ok(())
-}
-
 impl Built {
-    async fn listen(self) -> Result<(Arc<Pipeline>, edge::Edge, Option<quota::Fleet>), StartError> {
-        let budget = self.budget;
+    /// What this role answers, and to whom.
+    async fn serving(&self) -> Result<(Serving, Option<Next>), StartError> {
+        let contact = Contact::of(&self.config).map_err(part("configuration"))?;
+        let next = contact.next(&self.config);
+        let timeout = self.config.hop.timeout.0;
+        let serving = match (self.config.role, &next) {
+            (Role::Normalizer, Some(Next { pool, .. })) => {
+                let schemas = Arc::clone(&self.schemas);
+                let log = roles::RemoteLog::new(Arc::clone(pool), schemas, timeout);
+                let service = roles::NormalizerService::new(roles::NormalizerParts {
+                    judge: Arc::<Normalizer>::clone(&self.normalizer),
+                    log: Arc::new(log),
+                    pool: Arc::clone(pool),
+                    books: Arc::clone(&self.books),
+                    budget: Arc::clone(&self.budget),
+                    tenants: Arc::clone(&self.tenants),
+                    timeout,
+                });
+                contact.serve(&self.config, service).await.map_err(part("hop"))?
+            }
+            (Role::Writer, _) => {
+                let service = roles::WriterService::new(roles::WriterParts {
+                    writers: Arc::clone(&self.writers),
+                    schemas: Arc::clone(&self.schemas),
+                    books: Arc::clone(&self.books),
+                    budget: Arc::clone(&self.budget),
+                    pressure: Arc::<sink::Sinks>::clone(&self.sinks),
+                    tenants: Arc::clone(&self.tenants),
+                    timeout,
+                });
+                contact.serve(&self.config, service).await.map_err(part("hop"))?
+            }
+            (Role::All | Role::Edge | Role::Normalizer, next) => {
+                let pool = next.as_ref().map(|next| Arc::clone(&next.pool));
+                Serving::Clients(self.edge(pool, timeout).await?)
+            }
+        };
+        Ok((serving, next))
+    }
+
+    /// The public side, over the stages of this process or over the normalizers of `pool`.
+    async fn edge(
+        &self,
+        pool: Option<Arc<crate::hop::Pool>>,
+        timeout: Duration,
+    ) -> Result<edge::Edge, StartError> {
         let mut config = self.config.edge.clone();
         config.limits.decoded_bytes = Size(self.division.decoded_bytes);
         config.limits.body_bytes = Size(self.division.body_bytes);
         config.limits.connections = self.division.connections;
-        let edge = edge::bind(EdgeParts {
+        let (behind, pressure): (_, Arc<dyn crate::shed::Pressure>) = match pool {
+            None => {
+                let judge = Arc::<Normalizer>::clone(&self.normalizer);
+                let log = Arc::clone(&self.writers) as Arc<dyn Append>;
+                (Behind::Here { judge, log }, Arc::<sink::Sinks>::clone(&self.sinks))
+            }
+            Some(pool) => {
+                let stages = Arc::new(roles::RemoteStages::new(pool, timeout));
+                (Behind::Away(Arc::<roles::RemoteStages>::clone(&stages)), stages)
+            }
+        };
+        let parts = EdgeParts {
             config,
             tenants: Arc::clone(&self.tenants),
-            normalizer: Arc::<Normalizer>::clone(&self.normalizer),
-            log: Arc::<Writers>::clone(&self.writers),
+            behind,
             books: Arc::clone(&self.books),
             clock: Arc::clone(&self.clock),
-            budget: Arc::clone(&budget),
-            pressure: Arc::<sink::Sinks>::clone(&self.sinks),
+            budget: Arc::clone(&self.budget),
+            pressure,
             quotas: Arc::clone(&self.quotas),
-        })
-        .await
-        .map_err(part("edge"))?;
+        };
+        edge::bind(parts).await.map_err(part("edge"))
+    }
+
+    async fn listen(self) -> Result<(Arc<Pipeline>, Serving, Option<quota::Fleet>), StartError> {
+        let (serving, next) = self.serving().await?;
         let (draining, _) = watch::channel(false);
         let pipeline = Pipeline {
-            edge: edge.handle(),
+            serving: serving.handle(),
+            next,
+            _folder: self.folder,
             config: self.config,
             config_path: self.config_path,
             admin_token: self.admin_token,
             log_id: self.log_id,
             recovery: self.recovery,
             logs: self.logs,
+            embedded: self.embedded,
             writers: self.writers,
             sinks: self.sinks,
             tenants: self.tenants,
@@ -380,7 +456,7 @@ impl Built {
             books: self.books,
             clock: self.clock,
             quotas: self.quotas,
-            budget,
+            budget: self.budget,
             division: self.division,
             runtime: tokio::runtime::Handle::current(),
             started: Instant::now(),
@@ -389,7 +465,7 @@ impl Built {
             generation: AtomicU64::new(1),
             draining,
         };
-        Ok((Arc::new(pipeline), edge, self.fleet))
+        Ok((Arc::new(pipeline), serving, self.fleet))
     }
 }
 
@@ -448,7 +524,7 @@ async fn stop_all(
     let grace = pipeline.config.edge.timeouts.drain.0;
     let deadline = Instant::now() + grace;
     let left = || deadline.saturating_duration_since(Instant::now());
-    pipeline.edge.drain();
+    pipeline.serving.drain();
     if tokio::time::timeout(left(), serving).await.is_err() {
         tracing::warn!(
             "requests were still under way at the end of the grace period; they were cut, unanswered"
@@ -458,13 +534,16 @@ async fn stop_all(
     let closed = tokio::task::spawn_blocking(move || writers.close()).await;
     closed.map_err(part("log"))?;
     pipeline.sinks.drain(left()).await;
+    let writers = Arc::clone(&pipeline.writers);
+    tokio::task::spawn_blocking(move || writers.leave()).await.map_err(part("log"))?;
     tracing::info!("stopped: all that was answered is in the log");
     Ok(())
 }
 
 fn hello(pipeline: &Pipeline, public: SocketAddr, admin: SocketAddr, dev_key: Option<&str>) {
     let scheme = if pipeline.config.edge.tls.is_some() { "https" } else { "http" };
-    tracing::info!(listen = %public, admin = %admin, log_id = pipeline.log_id, "ready");
+    let role = pipeline.config.role.as_str();
+    tracing::info!(listen = %public, admin = %admin, log_id = pipeline.log_id, role, "ready");
     let Some(key) = dev_key else { return };
     let lake = pipeline.config.sink.iter().find_map(|s| s.url.clone()).unwrap_or_default();
     let lake = Path::new(&lake).join("events");

@@ -3,7 +3,6 @@
 use std::{
     borrow::Cow,
     collections::{BTreeMap, HashMap, HashSet},
-    path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -22,7 +21,7 @@ use super::{
     quarantine::{Quarantine, QuarantinedEvent},
     rows::{Head, Lane, Row},
     source::{LogSource, SourceHold},
-    state::{Held, State},
+    state::{Held, SaveError, State, StateStore},
     status::SinkState,
     window::Cut,
 };
@@ -30,7 +29,6 @@ use crate::{
     clock::Clock,
     faults::{Bug, planted},
     metrics,
-    storage::Storage,
 };
 
 /// What is told of a thread that panicked.
@@ -71,6 +69,8 @@ pub(super) struct Board {
     pub phase: SinkState,
     /// When the oldest event behind the cursor was received, as far as it was read.
     pub oldest: Option<ReceivedAt>,
+    /// Why what is gathered waits, though it is old enough.
+    pub paused: Option<String>,
     /// What is known of held lanes and is no part of the state.
     pub notes: HashMap<Lane, Note>,
     /// Held lanes that a thread is at, and since when.
@@ -85,6 +85,7 @@ impl Board {
             state,
             phase: SinkState::Running,
             oldest: None,
+            paused: None,
             notes: HashMap::new(),
             at_work: BTreeMap::new(),
             drain: Meter::default(),
@@ -170,9 +171,8 @@ pub(super) trait Onlooker {
 pub(super) struct Desk {
     pub shared: Arc<Shared>,
     pub sink: Arc<dyn Sink>,
-    pub storage: Arc<dyn Storage>,
     pub clock: Arc<dyn Clock>,
-    pub path: PathBuf,
+    pub store: Box<dyn StateStore>,
     pub quarantine: Arc<Quarantine>,
     pub cut: Cut,
     pub pace: Mutex<Pace>,
@@ -231,8 +231,13 @@ impl Desk {
         if planted(Bug::HoldBeforeCursor) {
             self.let_go(state.lowest());
         }
-        while let Err(error) = state.save(&*self.storage, &self.path) {
-            self.wait(&format!("{}: {error}", self.path.display()), BACKOFF_FIRST)?;
+        while let Err(error) = state.save(&*self.store) {
+            if let SaveError::Fenced = error {
+                // Whoever has the partition now goes on from what was saved last.
+                self.fail(error.to_string());
+                return Err(End::Fault(error.to_string()));
+            }
+            self.wait(&format!("{}: {error}", self.store.place()), BACKOFF_FIRST)?;
         }
         let lowest = state.lowest();
         let name = &self.shared.name;
@@ -282,6 +287,9 @@ impl Desk {
             self.check_quit()?;
             if rows.is_empty() {
                 return Ok(LaneOutcome::Done { stored: 0, quarantined, took: Duration::ZERO });
+            }
+            while !self.store.may_write() {
+                self.wait("whose the partition is, is not known at the moment", BACKOFF_FIRST)?;
             }
             let (log_id, partition) = (self.shared.log.log_id(), self.shared.log.partition());
             let given = LaneRows { log_id, partition, lane, heads, rows: &rows };

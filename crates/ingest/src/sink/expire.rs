@@ -77,6 +77,7 @@ impl Desk {
         while keep < self.shared.log.bytes_since(at) || cuts_intent(at) {
             match reader.next()? {
                 None => break,
+                Some(SourceEntry::Empty(range)) => at = range.to(),
                 Some(SourceEntry::Quarantined(range)) => {
                     lost += range.to().since(state.cursor.max(range.from()));
                     at = range.to();

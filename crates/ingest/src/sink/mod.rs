@@ -11,20 +11,29 @@
 //! | `crew`, `delivery`, `held` | its threads: a window's writer; lanes that wait alone, and catch up |
 //! | `desk` | what these threads share: board, state file, how rows are written |
 //! | `pace`, `memory`, `pressure` | which lane is slow; how large a window may be; what is shed |
+//! | `reconcile` | holds a destination against the log, writes what it lost |
 //! | `freshness` | how old events are when they become visible, and what was promised |
 //! | `upkeep` | work beside writing, behind all else |
 //! | `blackhole` | the shortest sink, meant to be copied (docs/add-a-sink.md) |
 //! | `clickhouse` | inserts into tables of ClickHouse |
+//! | `elasticsearch` | creates documents in data streams of Elasticsearch or OpenSearch |
+//! | `kafka` | produces messages to topics of Apache Kafka |
 //! | `lake` | Parquet and JSONL files in a folder or an object store |
+//! | `names`, `secret`, `web` | names by a template, secrets, HTTP: what sinks of servers share |
 //!
 //! Exactly once, in short: a window `[from, to)` is cut, its intent is made durable, each lane's
 //! rows are written under names that follow from the rows alone, the cursor is made durable at `to`.
 //! After a crash the same window is read again (its hash says that it is the same), and writing it
 //! again changes nothing.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use serde::{Deserialize, Serialize};
+use tidegate_event::{Partition, ReceivedAt};
 use tokio::runtime::Handle;
 
 use crate::{
@@ -37,34 +46,42 @@ mod clickhouse;
 mod crew;
 mod delivery;
 mod desk;
+mod elasticsearch;
 mod expire;
 pub mod freshness;
 mod held;
+mod kafka;
 pub mod lake;
 mod memory;
+mod names;
 mod pace;
 mod poison;
 mod pressure;
 mod quarantine;
+pub mod reconcile;
 pub mod rows;
 pub mod runner;
+mod secret;
 pub mod source;
 pub mod start;
 pub mod state;
 pub mod status;
 pub mod upkeep;
+mod web;
 mod window;
 mod worker;
 
 pub use freshness::Objective;
 pub use memory::{FACTOR as MEMORY_FACTOR, ROW_BYTES};
+pub use reconcile::Found;
 pub use rows::{Lane, LaneRows};
 pub use runner::{SinkParts, SinkStartError, Sinks, start, start_with};
 pub use start::Start;
 pub use status::{Counts, HeldLane, JoinStatus, LaneCounts, SinkState, SinkStatus};
 
 /// Every kind of sink. To add one, add a row.
-pub const SINKS: &[SinkKind] = &[blackhole::KIND, clickhouse::KIND, lake::KIND];
+pub const SINKS: &[SinkKind] =
+    &[blackhole::KIND, clickhouse::KIND, elasticsearch::KIND, kafka::KIND, lake::KIND];
 
 /// One kind of sink.
 pub struct SinkKind {
@@ -95,6 +112,8 @@ pub type OpenSink = fn(&SinkConfig, &SinkContext) -> Result<Arc<dyn Sink>, SinkC
 /// What a sink may use.
 #[derive(Clone)]
 pub struct SinkContext {
+    /// The log whose events it gets: 8 characters; empty where there is none.
+    pub log_id: String,
     /// The data folder.
     pub data_dir: PathBuf,
     /// The file system.
@@ -128,6 +147,10 @@ pub trait Sink: Send + Sync {
     /// Its own words when it does not.
     fn probe(&self) -> Result<(), String>;
 
+    /// This process begins with a partition, of which another one may have written meanwhile: what is
+    /// remembered of it counts for nothing any more.
+    fn begins_with(&self, _partition: Partition) {}
+
     /// How old the oldest event may grow before a window is cut, where the configuration is silent.
     fn flush_age(&self) -> Duration {
         Duration::from_secs(5)
@@ -150,6 +173,40 @@ pub trait Sink: Send + Sync {
     fn upkeep(&self) -> Option<&dyn upkeep::Upkeep> {
         None
     }
+
+    /// True where it can be asked which rows it has.
+    fn can_reconcile(&self) -> bool {
+        false
+    }
+
+    /// Which of these rows, all of which it had stored, the destination does not have; `repair` (the
+    /// name of a repair): writes those, so that a second try under the same name changes nothing.
+    ///
+    /// # Errors
+    /// [`WriteError`], with what was found where all was asked.
+    fn reconcile(
+        &self,
+        rows: &LaneRows<'_>,
+        repair: Option<&str>,
+        now: ReceivedAt,
+    ) -> Result<Found, (Option<Found>, WriteError)> {
+        let _ = (rows, repair, now);
+        Err((None, WriteError::Conflict { cause: "it cannot be asked which rows it has".into() }))
+    }
+
+    /// What the destination is to be spared, if anything now: windows that are not full wait for it.
+    fn pause(&self) -> Option<Pause> {
+        None
+    }
+}
+
+/// Why windows that are old enough wait.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pause {
+    /// Until then.
+    pub until: Instant,
+    /// Why, in words for `status`.
+    pub why: String,
 }
 
 /// What the runner must do next. Variants are actions, not causes.

@@ -9,7 +9,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{
-        Arc, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -23,13 +23,14 @@ use super::{
     Lane, Policy, Sink, SinkConfig, Sinks,
     desk::Shared,
     freshness::{Families, Freshness, Met, Named, Waiting},
+    quarantine::Quarantine,
     status::{HeldLane, PartitionStatus, SinkState, SinkStatus},
     upkeep::Upkeep,
 };
 use crate::{
     config::Size,
     metrics,
-    shed::{Pressure, ShedReason},
+    shed::{Pressure, PressureTold, ShedReason},
 };
 
 /// A sink may always be behind by this much (or by `log.backlog_bytes` where that is less), however
@@ -49,9 +50,14 @@ pub(super) struct Running {
     pub config: SinkConfig,
     pub lane_bytes: u64,
     pub bound: Bound,
-    pub partitions: Vec<Arc<Shared>>,
+    /// What is opened of it.
     pub sink: Arc<dyn Sink>,
+    pub quarantine: Arc<Quarantine>,
     pub freshness: Arc<Freshness>,
+    /// Of the log's partitions those whose sinks run here.
+    pub partitions: Arc<Mutex<Vec<Arc<Shared>>>>,
+    /// One at a time.
+    pub reconciling: Mutex<()>,
     /// True while nothing is done beside writing.
     pub rests: watch::Sender<bool>,
 }
@@ -144,9 +150,14 @@ struct TenantLanes {
 }
 
 impl Running {
+    /// The partitions whose sinks run here, in order.
+    pub fn partitions(&self) -> Vec<Arc<Shared>> {
+        self.partitions.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     fn behind(&self) -> Behind {
         let mut behind = Behind::default();
-        for shared in &self.partitions {
+        for shared in &self.partitions() {
             let (cursor, lowest, pending) = {
                 let state = &shared.board().state;
                 let pending: u64 = state.held.iter().map(|held| held.pending_bytes).sum();
@@ -161,13 +172,12 @@ impl Running {
 
     /// Bytes of log a second while it writes; 0: not measured yet.
     fn drain(&self) -> u64 {
-        let rates = self.partitions.iter().map(|shared| shared.board().drain.rate());
+        let partitions = self.partitions();
+        let rates = partitions.iter().map(|shared| shared.board().drain.rate());
         let known: Vec<u64> = rates.filter(|rate| 0 < *rate).collect();
         let sum: u64 = known.iter().sum();
         // A partition that never was behind is as fast as the others, as far as anybody knows.
-        sum.saturating_mul(self.partitions.len() as u64)
-            .checked_div(known.len() as u64)
-            .unwrap_or(0)
+        sum.saturating_mul(partitions.len() as u64).checked_div(known.len() as u64).unwrap_or(0)
     }
 
     fn bound_bytes(&self, drain: u64) -> u64 {
@@ -216,7 +226,7 @@ impl Running {
             SinkState::Stopped { .. } => Some(RETRY_MOST),
             SinkState::Running | SinkState::Drained => None,
         };
-        let longest = self.partitions.iter().filter_map(retry).max()?;
+        let longest = self.partitions().iter().filter_map(retry).max()?;
         Some(longest.clamp(RETRY_OUTAGE, RETRY_MOST))
     }
 
@@ -230,7 +240,7 @@ impl Running {
             into.add(full);
         }
         let mut tenants = BTreeMap::<TenantId, TenantLanes>::new();
-        for shared in &self.partitions {
+        for shared in &self.partitions() {
             let board = shared.board();
             for held in &board.state.held {
                 let lanes = tenants.entry(held.lane.tenant.clone()).or_default();
@@ -252,7 +262,7 @@ impl Running {
     /// What it has yet to write, as old as it is known to be.
     fn waiting(&self) -> Vec<Waiting> {
         let mut waiting = Vec::new();
-        for shared in &self.partitions {
+        for shared in &self.partitions() {
             let board = shared.board();
             let held = board.state.held.iter().filter(|held| 0 < held.pending_rows);
             waiting.extend(held.map(|held| Waiting {
@@ -268,7 +278,7 @@ impl Running {
     }
 
     fn status(&self, now: ReceivedAt) -> SinkStatus {
-        let (behind, drain) = (self.behind(), self.drain());
+        let (behind, drain, partitions) = (self.behind(), self.drain(), self.partitions());
         let mut status = SinkStatus {
             name: self.config.name.clone(),
             kind: self.config.kind.clone(),
@@ -282,15 +292,16 @@ impl Running {
             pinned_bytes: behind.pinned,
             drain_bytes_per_second: drain,
             delay_seconds: (0 < drain).then(|| behind.backlog as f64 / drain as f64),
-            memory_bytes: self.partitions.iter().map(|shared| shared.memory.share()).sum(),
-            held_bytes: self.partitions.iter().map(|shared| shared.memory.held()).sum(),
+            memory_bytes: partitions.iter().map(|shared| shared.memory.share()).sum(),
+            held_bytes: partitions.iter().map(|shared| shared.memory.held()).sum(),
             freshness_seconds: 0.0,
+            paused: partitions.iter().find_map(|shared| shared.board().paused.clone()),
             freshness: self.freshness.status(now, &self.waiting()),
             held: Vec::new(),
             joining: self.sink.upkeep().and_then(Upkeep::joining),
         };
         let mut oldest: Option<i64> = None;
-        for shared in &self.partitions {
+        for shared in &partitions {
             let board = shared.board();
             let (state, latest) = (&board.state, shared.log.latest());
             let pending: u64 = state.held.iter().map(|held| held.pending_rows).sum();
@@ -346,6 +357,16 @@ fn set_gauges(status: &SinkStatus) {
 }
 
 impl Sinks {
+    /// What sheds, asked again if it is old.
+    fn cached(&self) -> MutexGuard<'_, PressureCache> {
+        let mut cache = self.pressure.lock().unwrap_or_else(PoisonError::into_inner);
+        if cache.at.is_none_or(|at| PRESSURE_AGE <= at.elapsed()) {
+            *cache = PressureCache { at: Some(Instant::now()), ..PressureCache::default() };
+            self.sinks.iter().for_each(|sink| sink.press(&mut cache));
+        }
+        cache
+    }
+
     /// How every sink does.
     #[must_use]
     pub fn status(&self) -> Vec<SinkStatus> {
@@ -380,16 +401,19 @@ impl Pressure for Sinks {
     }
 
     fn shed(&self, tenant: &TenantId, waited: bool) -> Option<(ShedReason, Duration)> {
-        let mut cache = self.pressure.lock().unwrap_or_else(PoisonError::into_inner);
-        if cache.at.is_none_or(|at| PRESSURE_AGE <= at.elapsed()) {
-            *cache = PressureCache { at: Some(Instant::now()), ..PressureCache::default() };
-            self.sinks.iter().for_each(|sink| sink.press(&mut cache));
-        }
+        let cache = self.cached();
         if let Some(retry) = cache.lanes.get(tenant) {
             return Some((ShedReason::TenantLane, *retry));
         }
         let full = cache.log_full.as_ref().filter(|full| full.to_the_brim || !waited);
         full.map(|full| (ShedReason::LogFull, full.retry))
+    }
+
+    fn told(&self) -> PressureTold {
+        let cache = self.cached();
+        let lanes = cache.lanes.iter().map(|(tenant, retry)| (tenant.clone(), *retry));
+        let all = cache.log_full.as_ref().map(|full| (full.retry, full.to_the_brim));
+        PressureTold { all, lanes: lanes.collect() }
     }
 }
 

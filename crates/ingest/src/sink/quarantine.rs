@@ -68,22 +68,30 @@ impl Quarantine {
         Self { storage, path, file: Mutex::new(()) }
     }
 
+    /// Where the events stand that were set aside: log, partition, offset.
+    ///
+    /// # Errors
+    /// As reading the file.
+    pub fn places(&self) -> io::Result<HashSet<(String, u32, u64)>> {
+        let _one_at_a_time = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(places(&self.content()?))
+    }
+
+    fn content(&self) -> io::Result<Vec<u8>> {
+        match self.storage.read(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            read => read,
+        }
+    }
+
     /// Adds events, durably; those that an earlier attempt added are passed over.
     ///
     /// # Errors
     /// As the file's; try again.
     pub fn add(&self, events: &[QuarantinedEvent]) -> io::Result<()> {
         let _one_at_a_time = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut content = match self.storage.read(&self.path) {
-            Ok(content) => content,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            Err(error) => return Err(error),
-        };
-        let known: HashSet<_> = content
-            .split(|b| *b == b'\n')
-            .filter_map(|line| serde_json::from_slice::<QuarantinedEvent>(line).ok())
-            .map(|event| event.place())
-            .collect();
+        let mut content = self.content()?;
+        let known = places(&content);
         let before = content.len();
         for event in events.iter().filter(|event| !known.contains(&event.place())) {
             content.extend_from_slice(&serde_json::to_vec(event)?);
@@ -95,6 +103,12 @@ impl Quarantine {
         }
         Ok(())
     }
+}
+
+fn places(content: &[u8]) -> HashSet<(String, u32, u64)> {
+    let lines = content.split(|b| *b == b'\n');
+    let events = lines.filter_map(|line| serde_json::from_slice::<QuarantinedEvent>(line).ok());
+    events.map(|event| event.place()).collect()
 }
 
 #[cfg(test)]

@@ -2,13 +2,13 @@
 
 use std::{
     collections::HashSet,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tidegate_event::{EventType, Offset, Partition};
@@ -26,7 +26,7 @@ use super::{
     rows::{Lane, Lanes},
     source::{LogSource, SourceEntry, SourceError},
     start::{Before, Began},
-    state::{State, StateFault},
+    state::{Files, SaveError, State, StateFault, StateStore, StateStores},
     status::Counts,
     upkeep,
     window::{Cut, Gatherer},
@@ -39,6 +39,9 @@ use crate::{clock::Clock, config::Size, storage::Storage};
 pub struct SinkParts {
     /// Every partition of the log.
     pub logs: Vec<Arc<dyn LogSource>>,
+    /// True where other processes run sinks of this log too: none runs here until [`Sinks::own`] says
+    /// which. Else all of them do, with their state in files.
+    pub shared_log: bool,
     /// Schemas by their hash.
     pub schemas: Arc<dyn Schemas>,
     /// The file system of the data folder and of local lakes.
@@ -93,7 +96,12 @@ pub enum SinkStartError {
 /// The running sinks.
 pub struct Sinks {
     pub(super) sinks: Vec<Running>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
+    threads: Mutex<Vec<(Partition, JoinHandle<()>)>>,
+    upkeep: Mutex<Vec<JoinHandle<()>>>,
+    /// True once what is done beside writing is to end.
+    ends: Arc<AtomicBool>,
+    parts: SinkParts,
+    share: u64,
     pub(super) pressure: Mutex<PressureCache>,
     pub(super) clock: Arc<dyn Clock>,
 }
@@ -104,6 +112,7 @@ pub struct Sinks {
 /// [`SinkStartError`]; no thread is left running.
 pub fn start(configs: &[SinkConfig], parts: &SinkParts) -> Result<Sinks, SinkStartError> {
     let context = SinkContext {
+        log_id: parts.logs.first().map_or_else(String::new, |log| log.log_id().to_owned()),
         data_dir: parts.data_dir.clone(),
         storage: Arc::clone(&parts.storage),
         schemas: Arc::clone(&parts.schemas),
@@ -129,8 +138,7 @@ pub fn start_with(
 ) -> Result<Sinks, SinkStartError> {
     check_apart(opened.iter().map(|(config, _)| config), parts)?;
     let share = share(&opened, parts)?;
-    let mut sinks = Vec::new();
-    let mut workers = Vec::new();
+    let mut running = Vec::new();
     for (config, sink) in opened {
         let dir = parts.data_dir.join("sinks");
         let io =
@@ -141,40 +149,39 @@ pub fn start_with(
         let path = dir.join(format!("{}-quarantine.jsonl", config.name));
         let quarantine = Arc::new(Quarantine::new(Arc::clone(&parts.storage), path));
         let freshness = Arc::new(Freshness::new(config.objective, sink.asks()));
-        let mut partitions = Vec::new();
-        for log in &parts.logs {
-            let worker = worker(&config, &sink, log, parts, (&quarantine, &freshness, share))?;
-            partitions.push(Arc::clone(&worker.desk.shared));
-            workers.push(worker);
-        }
         let lane_bytes = lane_bytes(&config, parts.backlog_bytes)?;
         let bound = Bound::new(parts.backlog_bytes, parts.sink_delay);
-        sinks.push(Running {
+        let (partitions, reconciling) = (Arc::default(), Mutex::default());
+        running.push(Running {
             config,
+            sink,
+            quarantine,
             lane_bytes,
             bound,
             partitions,
-            sink,
+            reconciling,
             freshness,
             rests: watch::Sender::new(true),
         });
     }
     let sinks = Sinks {
-        sinks,
+        sinks: running,
         threads: Mutex::default(),
+        upkeep: Mutex::default(),
+        ends: Arc::default(),
+        parts: parts.clone(),
+        share,
         pressure: Mutex::default(),
         clock: Arc::clone(&parts.clock),
     };
-    for worker in workers {
-        let desk = &worker.desk;
-        let (sink, path) = (desk.shared.name.clone(), desk.path.clone());
-        let name = format!("sink-{sink}-{}", desk.shared.log.partition());
-        let thread = std::thread::Builder::new().name(name).spawn(move || {
-            give_way();
-            worker.run();
-        });
-        let thread = thread.map_err(|source| SinkStartError::Io { sink, path, source })?;
-        sinks.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
+    if !parts.shared_log {
+        let mut workers = Vec::new();
+        for log in &parts.logs {
+            let storage = Arc::clone(&parts.storage);
+            let (dir, partition) = (parts.data_dir.join("sinks"), log.partition());
+            workers.append(&mut sinks.workers(log, &Files { storage, dir, partition })?);
+        }
+        sinks.launch(workers)?;
     }
     start_upkeep(&sinks, parts)?;
     Ok(sinks)
@@ -183,18 +190,26 @@ pub fn start_with(
 /// One thread for each sink that has something to do beside writing.
 fn start_upkeep(sinks: &Sinks, parts: &SinkParts) -> Result<(), SinkStartError> {
     for running in sinks.sinks.iter().filter(|running| upkeep::is_needed(&*running.sink)) {
-        let (sink, partitions) = (Arc::clone(&running.sink), running.partitions.clone());
-        let (clock, name) = (Arc::clone(&parts.clock), running.config.name.clone());
+        let name = running.config.name.clone();
+        let beside = upkeep::Beside {
+            name: name.clone(),
+            sink: Arc::clone(&running.sink),
+            freshness: Arc::clone(&running.freshness),
+            partitions: Arc::clone(&running.partitions),
+            clock: Arc::clone(&parts.clock),
+            ends: Arc::clone(&sinks.ends),
+            alone: !parts.shared_log,
+        };
         let rests = running.rests.clone();
         rests.send_replace(false);
         let thread = std::thread::Builder::new().name(format!("upkeep-{name}")).spawn(move || {
             let _farewell = upkeep::Farewell(rests);
             give_way();
-            upkeep::run(&*sink, &partitions, &*clock);
+            beside.run();
         });
         let path = parts.data_dir.join("sinks");
         let thread = thread.map_err(|source| SinkStartError::Io { sink: name, path, source })?;
-        sinks.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
+        sinks.upkeep.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
     }
     Ok(())
 }
@@ -231,9 +246,7 @@ fn check_apart<'a>(
                 return Err(fault("another lake has this url"));
             }
         }
-        if let Some(place) = clickhouse::place(config)
-            && !databases.insert(place)
-        {
+        if !clickhouse::places(config).into_iter().all(|place| databases.insert(place)) {
             return Err(fault("another sink has this ClickHouse url and database"));
         }
     }
@@ -257,34 +270,33 @@ fn lane_bytes(config: &SinkConfig, backlog_bytes: u64) -> Result<u64, SinkStartE
 }
 
 fn worker(
-    config: &SinkConfig,
-    sink: &Arc<dyn Sink>,
+    running: &Running,
     log: &Arc<dyn LogSource>,
+    store: Box<dyn StateStore>,
     parts: &SinkParts,
-    (quarantine, freshness, share): (&Arc<Quarantine>, &Arc<Freshness>, u64),
+    share: u64,
 ) -> Result<Worker, SinkStartError> {
+    let config = &running.config;
     // Held before the state is read, so that retention cannot pass in between.
     let mut hold = log.hold(&format!("sink {}", config.name));
-    let path =
-        parts.data_dir.join("sinks").join(format!("{}-{}.json", config.name, log.partition()));
-    let state = State::load(&*parts.storage, &path, log.log_id(), log.partition());
+    let state = State::load(&*store, log.log_id(), log.partition());
     let state = state.map_err(|fault| SinkStartError::State {
         sink: config.name.clone(),
-        path: path.clone(),
+        path: store.place().into(),
         fault,
     })?;
     let state = match state {
         Some(state) => state,
-        None => first_state(config, log, parts, &path)?,
+        None => first_state(config, log, parts, &*store)?,
     };
     hold.advance(state.lowest());
-    let cut = Cut::new(&config.flush, sink.flush_age());
+    let cut = Cut::new(&config.flush, running.sink.flush_age());
     let gatherer = Gatherer::new(Arc::clone(log), cut, state.cursor);
     let shared = Arc::new(Shared {
         name: config.name.clone(),
         policy: config.policy,
         filter: config.filter.clone(),
-        freshness: Arc::clone(freshness),
+        freshness: Arc::clone(&running.freshness),
         log: Arc::clone(log),
         // Each partition has its share of the bound.
         bound_bytes: parts.backlog_bytes / (parts.logs.len().max(1) as u64),
@@ -297,11 +309,10 @@ fn worker(
     });
     let desk = Arc::new(Desk {
         shared,
-        sink: Arc::clone(sink),
-        storage: Arc::clone(&parts.storage),
+        sink: Arc::clone(&running.sink),
         clock: Arc::clone(&parts.clock),
-        path,
-        quarantine: Arc::clone(quarantine),
+        store,
+        quarantine: Arc::clone(&running.quarantine),
         cut,
         pace: Mutex::default(),
         committing: Mutex::default(),
@@ -316,7 +327,7 @@ fn first_state(
     config: &SinkConfig,
     log: &Arc<dyn LogSource>,
     parts: &SinkParts,
-    path: &Path,
+    store: &dyn StateStore,
 ) -> Result<State, SinkStartError> {
     let sink = || config.name.clone();
     let began = Began::of(config.start, &**log, parts.logs.len(), parts.clock.now());
@@ -325,10 +336,13 @@ fn first_state(
         return Ok(State::new(log.log_id(), log.partition(), Offset(0)));
     };
     let state = State::begun(log.log_id(), log.partition(), began);
-    state.save(&*parts.storage, path).map_err(|source| SinkStartError::Io {
+    state.save(store).map_err(|error| SinkStartError::Io {
         sink: sink(),
-        path: path.to_owned(),
-        source,
+        path: store.place().into(),
+        source: match error {
+            SaveError::Io(source) => source,
+            SaveError::Fenced => std::io::Error::other(error),
+        },
     })?;
     Ok(state)
 }
@@ -359,6 +373,7 @@ impl Sinks {
     /// Writes all that the log holds now, whatever its age, then ends the sinks' threads; after
     /// `deadline` they end with what they have, and go on from there at the next start.
     pub async fn drain(&self, deadline: Duration) {
+        self.ends.store(true, Ordering::Release);
         for shared in self.shared() {
             shared.flush.store(true, Ordering::Release);
         }
@@ -383,15 +398,98 @@ impl Sinks {
 
     /// Ends the threads at their next safe point and waits for them. Blocks.
     pub fn stop(&self) {
+        self.ends.store(true, Ordering::Release);
         for shared in self.shared() {
             shared.quit.store(true, Ordering::Release);
         }
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
-        for thread in threads.drain(..) {
-            if thread.join().is_err() {
-                tracing::error!("a sink's thread had panicked");
-            }
+        threads.drain(..).for_each(|(_, thread)| join(thread));
+        let mut upkeep = self.upkeep.lock().unwrap_or_else(PoisonError::into_inner);
+        upkeep.drain(..).for_each(join);
+    }
+
+    /// Runs every sink's work on a partition of a shared log, with its state as it lies there.
+    ///
+    /// # Errors
+    /// [`SinkStartError`]; none runs then.
+    pub fn own(
+        &self,
+        log: &Arc<dyn LogSource>,
+        states: &dyn StateStores,
+    ) -> Result<(), SinkStartError> {
+        self.sinks.iter().for_each(|running| running.sink.begins_with(log.partition()));
+        let launched = self.workers(log, states).and_then(|workers| self.launch(workers));
+        if launched.is_err() {
+            self.disown(log.partition(), Duration::ZERO);
         }
+        launched
+    }
+
+    /// Ends every sink's work on a partition at its next safe point, waiting `patience` for that; true
+    /// where all have ended. One that has not ends later, and changes no state that is not its own.
+    pub fn disown(&self, partition: Partition, patience: Duration) -> bool {
+        let own = |shared: &Arc<Shared>| shared.log.partition() == partition;
+        for shared in self.shared().iter().filter(|shared| own(shared)) {
+            shared.quit.store(true, Ordering::Release);
+        }
+        let until = Instant::now() + patience;
+        let ended = loop {
+            let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+            let (done, rest): (Vec<_>, Vec<_>) = threads
+                .drain(..)
+                .partition(|(of, thread)| *of == partition && thread.is_finished());
+            *threads = rest;
+            let ended = !threads.iter().any(|(of, _)| *of == partition);
+            drop(threads);
+            done.into_iter().for_each(|(_, thread)| join(thread));
+            if ended || until <= Instant::now() {
+                break ended;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        for sink in &self.sinks {
+            let mut partitions = sink.partitions.lock().unwrap_or_else(PoisonError::into_inner);
+            partitions.retain(|shared| !own(shared));
+        }
+        ended
+    }
+
+    /// Who does the work on one partition, one for each sink.
+    fn workers(
+        &self,
+        log: &Arc<dyn LogSource>,
+        states: &dyn StateStores,
+    ) -> Result<Vec<Worker>, SinkStartError> {
+        let one = |running: &Running| {
+            let store = states.of(&running.config.name);
+            worker(running, log, store, &self.parts, self.share)
+        };
+        self.sinks.iter().map(one).collect()
+    }
+
+    fn launch(&self, workers: Vec<Worker>) -> Result<(), SinkStartError> {
+        for worker in workers {
+            let (shared, place) = (Arc::clone(&worker.desk.shared), worker.desk.store.place());
+            let partition = shared.log.partition();
+            if let Some(sink) = self.sinks.iter().find(|sink| sink.config.name == shared.name) {
+                let mut partitions = sink.partitions.lock().unwrap_or_else(PoisonError::into_inner);
+                partitions.push(Arc::clone(&shared));
+                partitions.sort_by_key(|shared| shared.log.partition());
+            }
+            let name = format!("sink-{}-{partition}", shared.name);
+            let thread = std::thread::Builder::new().name(name).spawn(move || {
+                give_way();
+                worker.run();
+            });
+            let thread = thread.map_err(|source| SinkStartError::Io {
+                sink: shared.name.clone(),
+                path: place.into(),
+                source,
+            })?;
+            let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+            threads.push((partition, thread));
+        }
+        Ok(())
     }
 
     /// Each sink's cursor in each partition.
@@ -400,7 +498,7 @@ impl Sinks {
         let cursor = |shared: &Arc<Shared>| {
             (shared.name.clone(), shared.log.partition(), shared.board().state.cursor)
         };
-        self.shared().map(cursor).collect()
+        self.shared().iter().map(cursor).collect()
     }
 
     /// Each sink's side of the books. Reads the log from the lowest cursors to its end. Blocks.
@@ -411,7 +509,7 @@ impl Sinks {
         let mut all = Vec::new();
         for sink in &self.sinks {
             let mut counts = Counts { sink: sink.config.name.clone(), ..Counts::default() };
-            for shared in &sink.partitions {
+            for shared in &sink.partitions() {
                 count(shared, &mut counts)?;
             }
             all.push(counts);
@@ -419,16 +517,23 @@ impl Sinks {
         Ok(all)
     }
 
-    pub(super) fn shared(&self) -> impl Iterator<Item = &Arc<Shared>> {
-        self.sinks.iter().flat_map(|sink| &sink.partitions)
+    pub(super) fn shared(&self) -> Vec<Arc<Shared>> {
+        self.sinks.iter().flat_map(Running::partitions).collect()
     }
 }
 
 impl Drop for Sinks {
     fn drop(&mut self) {
+        self.ends.store(true, Ordering::Release);
         for shared in self.shared() {
             shared.quit.store(true, Ordering::Release);
         }
+    }
+}
+
+fn join(thread: JoinHandle<()>) {
+    if thread.join().is_err() {
+        tracing::error!("a sink's thread had panicked");
     }
 }
 
@@ -458,6 +563,7 @@ fn count(shared: &Shared, counts: &mut Counts) -> Result<(), SourceError> {
     while at < end {
         match reader.next()? {
             None => break,
+            Some(SourceEntry::Empty(range)) => at = range.to(),
             Some(SourceEntry::Quarantined(range)) => {
                 let from = state.cursor.max(range.from());
                 counts.lost_in_log += range.to().since(from);

@@ -35,6 +35,8 @@ pub enum SourceEntry {
     Frame(SourceFrame),
     /// A stretch that failed its checksum: the log counts and alarms it, a sink passes it.
     Quarantined(OffsetRange),
+    /// Offsets that never were an event's: nothing is missing.
+    Empty(OffsetRange),
 }
 
 /// Why the log cannot be read on.

@@ -160,7 +160,7 @@ fn first_at(log: &dyn LogSource, wanted: ReceivedAt) -> Result<Offset, SourceErr
         match entry {
             SourceEntry::Frame(frame) if wanted <= frame.received_at => return Ok(frame.base),
             SourceEntry::Frame(frame) => at = frame.end(),
-            SourceEntry::Quarantined(range) => at = range.to(),
+            SourceEntry::Quarantined(range) | SourceEntry::Empty(range) => at = range.to(),
         }
     }
     Ok(at)
@@ -192,6 +192,7 @@ impl Before {
             go_on()?;
             match reader.next()? {
                 None => break,
+                Some(SourceEntry::Empty(range)) => at = range.to(),
                 Some(SourceEntry::Quarantined(range)) => {
                     before.lost += range.to().min(began.at).since(at.max(range.from()));
                     at = range.to();

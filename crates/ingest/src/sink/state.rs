@@ -1,11 +1,14 @@
-//! One file per sink and partition: cursor, intent, held lanes, counts; replaced whole.
+//! What a sink must not forget of a partition: cursor, intent, held lanes, counts; replaced whole.
+//!
+//! It lies in a file, where the log is this machine's, or where the log's owner keeps it
+//! ([`StateStore`]); as text it is the same:
 //!
 //! ```text
 //! <data dir>/sinks/<name>-<partition>.json :=
 //!     {"format":1,"crc32c":"<8 hex digits: CRC-32C of the text of `state`>","state":{…}}
 //! ```
 
-use std::{collections::BTreeMap, io, path::Path};
+use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 use tidegate_event::{Offset, OffsetRange, Partition};
@@ -18,6 +21,84 @@ use super::{
 use crate::storage::{self, Storage};
 
 const FORMAT: u32 = 1;
+
+/// Where the state of one sink and partition lies. Only its owner changes it.
+pub trait StateStore: Send + Sync {
+    /// Where that is, for people.
+    fn place(&self) -> String;
+    /// What was saved last; `None`: nothing ever was.
+    ///
+    /// # Errors
+    /// As reading a file.
+    fn load(&self) -> io::Result<Option<Vec<u8>>>;
+    /// Replaces it whole; durable on return.
+    ///
+    /// # Errors
+    /// [`SaveError`].
+    fn save(&self, bytes: &[u8]) -> Result<(), SaveError>;
+    /// False while it may be that somebody else owns the partition: nothing is to be begun then.
+    fn may_write(&self) -> bool {
+        true
+    }
+}
+
+/// Where the states of the sinks of one partition lie.
+pub trait StateStores {
+    /// That of one sink.
+    fn of(&self, sink: &str) -> Box<dyn StateStore>;
+}
+
+/// Why a state was not saved.
+#[derive(Debug, thiserror::Error)]
+pub enum SaveError {
+    /// Try again.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// Somebody else owns the partition now: nothing of it may be changed here any more.
+    #[error("another process has taken the partition over")]
+    Fenced,
+}
+
+/// States in files of a folder.
+pub struct Files {
+    /// The file system.
+    pub storage: Arc<dyn Storage>,
+    /// The folder.
+    pub dir: PathBuf,
+    /// Which partition of the log.
+    pub partition: Partition,
+}
+
+impl StateStores for Files {
+    fn of(&self, sink: &str) -> Box<dyn StateStore> {
+        let path = self.dir.join(format!("{sink}-{}.json", self.partition));
+        Box::new(FileStore { storage: Arc::clone(&self.storage), path })
+    }
+}
+
+/// One file.
+struct FileStore {
+    storage: Arc<dyn Storage>,
+    path: PathBuf,
+}
+
+impl StateStore for FileStore {
+    fn place(&self) -> String {
+        self.path.display().to_string()
+    }
+
+    fn load(&self) -> io::Result<Option<Vec<u8>>> {
+        match self.storage.read(&self.path) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn save(&self, bytes: &[u8]) -> Result<(), SaveError> {
+        Ok(storage::replace(&*self.storage, &self.path, bytes)?)
+    }
+}
 
 /// A window that is being written: once durable it is never cut again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -197,21 +278,16 @@ impl State {
         serde_json::from_str(text).map_err(damaged)
     }
 
-    /// The file's state; `None` where there is no file.
+    /// The state that is kept; `None` where there is none.
     ///
     /// # Errors
     /// [`StateFault`]: the sink must not start with it.
     pub fn load(
-        storage: &dyn Storage,
-        path: &Path,
+        store: &dyn StateStore,
         log_id: &str,
         partition: Partition,
     ) -> Result<Option<Self>, StateFault> {
-        let bytes = match storage.read(path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(StateFault::Read(error)),
-        };
+        let Some(bytes) = store.load().map_err(StateFault::Read)? else { return Ok(None) };
         let state = Self::decode(&bytes)?;
         if state.log_id != log_id {
             return Err(StateFault::OtherLog { theirs: state.log_id, ours: log_id.to_owned() });
@@ -222,12 +298,12 @@ impl State {
         Ok(Some(state))
     }
 
-    /// Replaces the file, durable on return.
+    /// Replaces what is kept, durable on return.
     ///
     /// # Errors
-    /// As [`storage::replace`].
-    pub fn save(&self, storage: &dyn Storage, path: &Path) -> io::Result<()> {
-        storage::replace(storage, path, &self.encode()?)
+    /// [`SaveError`].
+    pub fn save(&self, store: &dyn StateStore) -> Result<(), SaveError> {
+        store.save(&self.encode()?)
     }
 
     /// The first offset that the sink still needs.
@@ -347,14 +423,16 @@ mod tests {
     #[test]
     fn a_state_of_another_log_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("lake-0.json");
-        let disk = storage::Disk;
-        assert!(State::load(&disk, &path, "abcd1234", Partition(0)).unwrap().is_none());
-        State::new("abcd1234", Partition(0), Offset(5)).save(&disk, &path).unwrap();
-        let back = State::load(&disk, &path, "abcd1234", Partition(0)).unwrap().unwrap();
+        let (storage, partition) = (Arc::new(storage::Disk), Partition(0));
+        let files = Files { storage, dir: dir.path().to_owned(), partition };
+        let store = files.of("lake");
+        assert!(State::load(&*store, "abcd1234", Partition(0)).unwrap().is_none());
+        State::new("abcd1234", Partition(0), Offset(5)).save(&*store).unwrap();
+        assert!(dir.path().join("lake-0.json").is_file());
+        let back = State::load(&*store, "abcd1234", Partition(0)).unwrap().unwrap();
         assert_eq!(back.cursor, Offset(5));
-        let fault = State::load(&disk, &path, "zzzz9999", Partition(0)).unwrap_err().to_string();
+        let fault = State::load(&*store, "zzzz9999", Partition(0)).unwrap_err().to_string();
         assert!(fault.contains("abcd1234") && fault.contains("zzzz9999"), "{fault}");
-        assert!(State::load(&disk, &path, "abcd1234", Partition(1)).is_err());
+        assert!(State::load(&*store, "abcd1234", Partition(1)).is_err());
     }
 }

@@ -162,6 +162,9 @@ pub struct SinkStatus {
     pub held_bytes: u64,
     /// Age in seconds of the oldest accepted event not visible yet; 0 when there is none.
     pub freshness_seconds: f64,
+    /// Why windows that are old enough wait, where they do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub paused: Option<String>,
     /// How old events were when they became visible, and whether that is what was promised.
     pub freshness: FreshnessStatus,
     /// The lanes that wait alone.

@@ -1,7 +1,10 @@
 //! What a sink does beside writing: one thread for each sink that has such work.
 
 use std::{
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -11,6 +14,7 @@ use tokio::sync::watch;
 use super::{
     Lane, Sink,
     desk::{Shared, TICK},
+    freshness::Freshness,
     memory::{Aside, FACTOR},
     status::{JoinStatus, SinkState},
 };
@@ -42,6 +46,7 @@ pub trait Upkeep: Send + Sync {
 pub struct Turn<'a> {
     partitions: &'a [Arc<Shared>],
     clock: &'a dyn Clock,
+    ends: &'a AtomicBool,
 }
 
 /// Memory for one partition's files, until dropped.
@@ -52,22 +57,6 @@ pub struct Room {
 }
 
 impl Turn<'_> {
-    /// Asks the destination what of the last writes can be read: one question.
-    fn ask(&self, sink: &dyn Sink) {
-        let Some(shared) = self.partitions.first() else { return };
-        let marks = shared.freshness.marks(ASK_MOST);
-        if marks.is_empty() {
-            return;
-        }
-        match sink.are_visible(&marks) {
-            Ok(visible) => shared.freshness.answered(&marks, &visible, self.now()),
-            Err(error) => {
-                tracing::debug!(sink = shared.name, error, "what is visible could not be asked");
-                shared.freshness.not_answered(error);
-            }
-        }
-    }
-
     /// The time.
     pub fn now(&self) -> ReceivedAt {
         self.clock.now()
@@ -75,10 +64,7 @@ impl Turn<'_> {
 
     /// True once the sink is to end.
     pub fn stop(&self) -> bool {
-        let ends = |shared: &Arc<Shared>| {
-            shared.quit.load(Ordering::Acquire) || shared.flush.load(Ordering::Acquire)
-        };
-        self.partitions.iter().any(ends)
+        self.ends.load(Ordering::Acquire)
     }
 
     /// True while the sink has more to write than a window, or its destination takes nothing.
@@ -134,22 +120,60 @@ impl Drop for Farewell {
     }
 }
 
-/// Gives the sink its turns until it ends.
-pub(super) fn run(sink: &dyn Sink, partitions: &[Arc<Shared>], clock: &dyn Clock) {
-    let turn = Turn { partitions, clock };
-    let (mut due, mut ask) = (Instant::now(), Instant::now());
-    while !turn.stop() {
-        if due <= Instant::now() {
-            // What begins to need turns later gets them then.
-            let wait = sink.upkeep().map_or(ASK_EVERY, |upkeep| upkeep.turn(&turn));
-            due = Instant::now() + wait.max(TURN_LEAST);
+/// What a thread beside writing works for.
+pub(super) struct Beside {
+    pub name: String,
+    pub sink: Arc<dyn Sink>,
+    pub freshness: Arc<Freshness>,
+    /// Those that run here now.
+    pub partitions: Arc<Mutex<Vec<Arc<Shared>>>>,
+    pub clock: Arc<dyn Clock>,
+    /// True once the sink is to end.
+    pub ends: Arc<AtomicBool>,
+    /// Where others share the log, one that was thought dead may still write what it had begun: files that
+    /// were joined meanwhile would be there twice. So the sink's own work is only done where nobody does.
+    pub alone: bool,
+}
+
+impl Beside {
+    /// Gives the sink its turns until it ends.
+    pub fn run(&self) {
+        let (mut due, mut ask) = (Instant::now(), Instant::now());
+        while !self.ends.load(Ordering::Acquire) {
+            if due <= Instant::now() {
+                due = Instant::now() + self.turn().max(TURN_LEAST);
+            }
+            if self.sink.asks() && ask <= Instant::now() {
+                self.ask();
+                ask = Instant::now() + ASK_EVERY;
+            }
+            let next = if self.sink.asks() { due.min(ask) } else { due };
+            std::thread::sleep(next.saturating_duration_since(Instant::now()).min(TICK));
         }
-        if sink.asks() && ask <= Instant::now() {
-            turn.ask(sink);
-            ask = Instant::now() + ASK_EVERY;
+    }
+
+    /// One turn of the sink's own work; returns when it wants the next. What begins to need turns later
+    /// gets them then.
+    fn turn(&self) -> Duration {
+        let Some(upkeep) = self.sink.upkeep().filter(|_| self.alone) else { return ASK_EVERY };
+        let partitions = self.partitions.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let turn = Turn { partitions: &partitions, clock: &*self.clock, ends: &self.ends };
+        upkeep.turn(&turn)
+    }
+
+    /// Asks the destination what of the last writes can be read: one question.
+    fn ask(&self) {
+        let marks = self.freshness.marks(ASK_MOST);
+        if marks.is_empty() {
+            return;
         }
-        let next = if sink.asks() { due.min(ask) } else { due };
-        std::thread::sleep(next.saturating_duration_since(Instant::now()).min(TICK));
+        match self.sink.are_visible(&marks) {
+            Ok(visible) => self.freshness.answered(&marks, &visible, self.clock.now()),
+            Err(error) => {
+                tracing::debug!(sink = self.name, error, "what is visible could not be asked");
+                self.freshness.not_answered(error);
+            }
+        }
     }
 }
 

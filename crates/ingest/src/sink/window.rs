@@ -89,6 +89,10 @@ impl Window {
                 self.to = range.to();
                 self.began.get_or_insert_with(Instant::now);
             }
+            SourceEntry::Empty(range) => {
+                self.to = range.to();
+                self.began.get_or_insert_with(Instant::now);
+            }
         }
     }
 
@@ -152,12 +156,14 @@ pub struct Gatherer {
     window: Window,
     /// Read, but no longer fitting into the window.
     ahead: Option<SourceFrame>,
+    /// No window is cut for its age before.
+    until: Option<Instant>,
 }
 
 impl Gatherer {
     /// Begins at `from`.
     pub fn new(log: Arc<dyn LogSource>, cut: Cut, from: Offset) -> Self {
-        Self { log, cut, reader: None, window: Window::new(from), ahead: None }
+        Self { log, cut, reader: None, window: Window::new(from), ahead: None, until: None }
     }
 
     /// Forgets what was gathered and begins again at `from`.
@@ -170,6 +176,11 @@ impl Gatherer {
     pub fn set_bytes(&mut self, bytes: u64, configured: Cut) {
         self.cut.bytes = bytes.min(configured.bytes);
         self.cut.rows = (bytes / ROW_BYTES).clamp(1, configured.rows.max(1));
+    }
+
+    /// Whatever its age, no window is cut for it before `until`.
+    pub fn pause(&mut self, until: Option<Instant>) {
+        self.until = until;
     }
 
     /// True where a bound other than age would cut a window of this size.
@@ -214,7 +225,7 @@ impl Gatherer {
             }
             // While there is more to read, only the time since the first frame was read counts:
             // a backlog is old, and is to be written in large windows all the same.
-            if self.window.began.is_some_and(|began| self.cut.age <= began.elapsed()) {
+            if self.ripe_in().is_some_and(|left| left.is_zero()) {
                 return Ok(self.take());
             }
         }
@@ -222,10 +233,24 @@ impl Gatherer {
 
     /// How long until the gathered frames are old enough.
     pub fn ripe_in(&self) -> Option<Duration> {
-        Some(self.cut.age.saturating_sub(self.window.began?.elapsed()))
+        let left = self.cut.age.saturating_sub(self.window.began?.elapsed());
+        Some(left.max(self.paused_for()))
+    }
+
+    /// True where what is gathered is old enough, and waits all the same.
+    pub fn is_paused(&self) -> bool {
+        let is_old = self.window.began.is_some_and(|began| self.cut.age <= began.elapsed());
+        is_old && !self.paused_for().is_zero()
+    }
+
+    fn paused_for(&self) -> Duration {
+        self.until.map_or(Duration::ZERO, |until| until.saturating_duration_since(Instant::now()))
     }
 
     fn is_old(&self, now: ReceivedAt) -> bool {
+        if !self.paused_for().is_zero() {
+            return false;
+        }
         let age = self.window.oldest().map_or(0, |oldest| now.0.saturating_sub(oldest.0));
         let age = Duration::from_micros(u64::try_from(age).unwrap_or(0));
         self.cut.age <= age || self.ripe_in().is_some_and(|left| left.is_zero())

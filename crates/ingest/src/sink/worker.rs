@@ -108,12 +108,16 @@ impl Worker {
         let flush = desk.shared.flush.load(Ordering::Acquire);
         let target = desk.shared.log.latest();
         self.gatherer.set_bytes(desk.shared.memory.cut(), desk.cut);
+        let pause = desk.sink.pause();
+        self.gatherer.pause(pause.as_ref().map(|pause| pause.until));
         let began = Instant::now();
         match self.gatherer.gather(desk.clock.now(), flush) {
             Ok(Gathered::Window(window)) => self.window(window, began.elapsed()),
             Ok(Gathered::AtEnd) => {
+                let paused = self.gatherer.is_paused().then(|| pause.map(|pause| pause.why));
                 let window = self.gatherer.window();
                 desk.board().oldest = window.oldest();
+                desk.board().paused = paused.flatten();
                 desk.shared.memory.main(window.bytes);
                 let idle = window.frames.is_empty() && desk.is_idle();
                 if flush && idle && target <= desk.board().state.cursor {
@@ -133,6 +137,7 @@ impl Worker {
     fn window(&mut self, window: Window, reading: Duration) -> Result<(), End> {
         let desk = Arc::clone(&self.desk);
         desk.board().oldest = window.oldest();
+        desk.board().paused = None;
         desk.shared.memory.main(window.bytes);
         let Some(intent) = window.intent() else { return Ok(()) };
         let is_full = self.gatherer.is_full(&window);

@@ -162,6 +162,17 @@ pub(super) fn replace(dir: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
+/// Makes a file whole, unless another process has made it meanwhile.
+pub(super) fn make(dir: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let own = format!("{}.partial", hex::encode(rand::random::<[u8; 8]>()));
+    let partial = path.with_extension(own);
+    write_private(&partial, bytes)?;
+    let linked = fs::hard_link(&partial, path);
+    fs::remove_file(&partial)?;
+    linked?;
+    File::open(dir)?.sync_all()
+}
+
 /// Makes a file that only its owner may read, durable but for its name.
 fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;

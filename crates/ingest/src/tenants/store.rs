@@ -503,8 +503,11 @@ fn pepper(dir: &Path, may_make: bool) -> Result<[u8; 32], TenantsError> {
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound && may_make => {
             let bytes: [u8; 32] = key::random_bytes()?;
-            file::replace(dir, &path, hex::encode(bytes).as_bytes()).map_err(io)?;
-            Ok(bytes)
+            match file::make(dir, &path, hex::encode(bytes).as_bytes()) {
+                // Several roles share the folder and start at once: one makes it, all have the same.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => pepper(dir, false),
+                made => made.map(|()| bytes).map_err(io),
+            }
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             Err(TenantsError::PepperLost(path))

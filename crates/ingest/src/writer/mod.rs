@@ -31,6 +31,7 @@ use crate::{
     books::{Books, Open},
     budget::{Budget, Full, Permit},
     clock::Clock,
+    hop::Errand,
     log::{AppendFault, Codec, FrameBody, Log, LogConfig, LogHandle, ReadError},
     shed::ShedReason,
 };
@@ -68,12 +69,27 @@ pub enum AppendError {
         /// When there should be room again, from the measured drain rate.
         retry_after: Duration,
     },
+    /// A role between has no memory for it: nothing was written. 503 `edge_full`.
+    #[error("there is no memory for the batch")]
+    Memory {
+        /// When there should be room again.
+        retry_after: Duration,
+    },
+    /// No replica that has a log takes it: nothing was written. 503 `unreachable`.
+    #[error("no writer can be reached")]
+    Unreachable {
+        /// When to try again.
+        retry_after: Duration,
+    },
     /// The disk is full or failing. 503 `storage`.
     #[error("the log's disk is full or failing")]
     Storage,
     /// Shutting down: nothing was written. 503 `draining`.
     #[error("the log is closing")]
     Draining,
+    /// It was handed on, and no answer came: it may have been written. 503 `outcome_unknown`.
+    #[error("whether it was appended is not known")]
+    Unknown,
 }
 
 impl AppendError {
@@ -85,6 +101,9 @@ impl AppendError {
             Self::Lane { .. } => ShedReason::TenantLane,
             Self::Storage => ShedReason::Storage,
             Self::Draining => ShedReason::Draining,
+            Self::Memory { .. } => ShedReason::EdgeFull,
+            Self::Unreachable { .. } => ShedReason::Unreachable,
+            Self::Unknown => ShedReason::OutcomeUnknown,
         }
     }
 }
@@ -102,6 +121,18 @@ pub trait Append: Send + Sync {
         entry: Open,
     ) -> BoxFuture<'_, Result<Appended, AppendError>>;
 
+    /// The same for a client whose errand is known: where the log is another process' it goes along,
+    /// and what nobody waits for any longer is not begun.
+    fn append_for(
+        &self,
+        batch: EncodedBatch,
+        entry: Open,
+        errand: Errand,
+    ) -> BoxFuture<'_, Result<Appended, AppendError>> {
+        let _ = errand;
+        self.append(batch, entry)
+    }
+
     /// Whether a batch of about `bytes` would be taken now, asked before its body is read.
     ///
     /// # Errors
@@ -110,6 +141,31 @@ pub trait Append: Send + Sync {
         let _ = (tenant, bytes);
         Ok(())
     }
+}
+
+/// The way into the log, whichever that is, as the rest of the program sees it.
+pub trait LogWriter: Append {
+    /// Why it would not take a batch now, one sentence each.
+    fn not_ready(&self) -> Vec<String>;
+    /// True where it takes nothing until the process is started anew.
+    fn is_failed(&self) -> bool {
+        false
+    }
+    /// How full it is.
+    fn stats(&self) -> WriterStats;
+    /// What the log was given, of each partition whose books are kept here. Blocks.
+    ///
+    /// # Errors
+    /// What cannot be read, for people: try again.
+    fn ledgers(&self) -> Result<Vec<LedgerCopy>, String>;
+    /// What each partition remembers of clients' ids.
+    fn dedup(&self) -> Vec<DedupStatus>;
+    /// Which log it is and how it does, for `status`.
+    fn about(&self) -> serde_json::Value;
+    /// Takes nothing more, and ends what is under way. Blocks.
+    fn close(&self);
+    /// The sinks have ended: what they had of the log is given back. Blocks.
+    fn leave(&self) {}
 }
 
 /// How a writer works.
@@ -446,6 +502,12 @@ impl Append for WriterHandle {
 pub struct Writers(Arc<[WriterHandle]>);
 
 impl Writers {
+    /// Of a process that has no log.
+    #[must_use]
+    pub fn none() -> Self {
+        Self(Arc::new([]))
+    }
+
     /// `writers` in the order of their partitions; `None` where there are none.
     #[must_use]
     pub fn new(writers: Vec<WriterHandle>) -> Option<Self> {
@@ -457,22 +519,22 @@ impl Writers {
     pub fn all(&self) -> &[WriterHandle] {
         &self.0
     }
+}
 
-    /// Each partition's ledger.
-    #[must_use]
-    pub fn ledgers(&self) -> Vec<LedgerCopy> {
-        self.0.iter().map(WriterHandle::ledger).collect()
+impl LogWriter for Writers {
+    fn ledgers(&self) -> Result<Vec<LedgerCopy>, String> {
+        Ok(self.0.iter().map(WriterHandle::ledger).collect())
     }
 
-    /// What each partition remembers of clients' ids.
-    #[must_use]
-    pub fn dedup(&self) -> Vec<DedupStatus> {
+    fn dedup(&self) -> Vec<DedupStatus> {
         self.0.iter().map(WriterHandle::dedup).collect()
     }
 
-    /// Why they would not take a batch now, one sentence each.
-    #[must_use]
-    pub fn not_ready(&self) -> Vec<String> {
+    fn about(&self) -> serde_json::Value {
+        serde_json::json!({ "kind": "embedded" })
+    }
+
+    fn not_ready(&self) -> Vec<String> {
         let mut reasons = Vec::new();
         for writer in self.0.iter() {
             let (partition, stats) = (writer.log().partition(), writer.stats());
@@ -485,9 +547,11 @@ impl Writers {
         reasons
     }
 
-    /// All of them taken together.
-    #[must_use]
-    pub fn stats(&self) -> WriterStats {
+    fn is_failed(&self) -> bool {
+        self.0.iter().any(WriterHandle::is_failed)
+    }
+
+    fn stats(&self) -> WriterStats {
         self.0.iter().map(WriterHandle::stats).fold(WriterStats::default(), |sum, one| {
             WriterStats {
                 bound_bytes: sum.bound_bytes + one.bound_bytes,
@@ -499,8 +563,8 @@ impl Writers {
         })
     }
 
-    /// Closes each, see [`WriterHandle::close`]. Blocks.
-    pub fn close(&self) {
+    /// Closes each, see [`WriterHandle::close`].
+    fn close(&self) {
         self.0.iter().for_each(|writer| writer.0.queue.close());
         self.0.iter().for_each(WriterHandle::close);
     }

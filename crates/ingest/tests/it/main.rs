@@ -7,6 +7,8 @@ mod config;
 mod ctl;
 mod dedup;
 mod edge;
+mod hop;
+mod log_contract;
 mod pipeline;
 mod quota;
 mod rot;

@@ -57,6 +57,20 @@ impl Server {
         Self::start(&["--config", &path, "--data-dir", &data], &[])
     }
 
+    /// One role, with a configuration file and a data folder of its own below `dir`; `public` is then
+    /// where it listens for the role before.
+    pub fn role(dir: &Path, role: &str, config: &str) -> Self {
+        let own = dir.join(role);
+        std::fs::create_dir_all(&own).unwrap();
+        let path = own.join("tidegate.toml");
+        let tenants = dir.join("tenants").display().to_string();
+        std::fs::write(&path, format!("tenants_dir = {tenants:?}\n{config}")).unwrap();
+        let (path, data) = (path.display().to_string(), own.join("data").display().to_string());
+        let arguments =
+            ["--role", role, "--config", &path, "--data-dir", &data, "--hop", "127.0.0.1:0"];
+        Self::start(&arguments, &[])
+    }
+
     pub fn start(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
         let mut child = command(arguments, environment).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();

@@ -81,6 +81,8 @@ each_row! {
     a_full_backlog_is_told: "log_full: the backlog",
     a_failing_disk_is_told: "storage",
     a_server_that_drains_tells: "draining",
+    an_edge_without_normalizers_tells: "unreachable",
+    an_outcome_that_nobody_knows_is_told: "outcome_unknown",
     a_slow_body_is_told: "body_slow",
     a_large_body_is_told: "body_too_large",
 }

@@ -24,6 +24,7 @@ const NEVER: &[(&str, &[&str])] = &[
     ("ingest/writer", &["http::", "hyper", "crate::edge", "crate::sink", "crate::normalize"]),
     ("ingest/sink", &["crate::edge", "crate::writer", "crate::admin"]),
     ("ingest/edge", &["crate::sink", "crate::admin", "crate::log::"]),
+    ("ingest/hop", &["crate::sink", "crate::admin", "crate::log::", "crate::pipeline"]),
 ];
 
 fn sources(dir: &Path, into: &mut Vec<PathBuf>) {

@@ -3,8 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use http_body_util::BodyExt as _;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -12,8 +10,8 @@ use super::{
     super::{
         Context, admin,
         fault::{Fault, Verdict},
-        human,
-        out::{self, Tone},
+        follow, human,
+        out::Tone,
         table::Table,
     },
     Stretch,
@@ -24,8 +22,7 @@ use crate::{
 };
 
 const PATH: &str = "/api/v1/log/verify";
-/// A line longer than this is no report.
-const LINE_BYTES_MAX: usize = 256 << 20;
+const TEMPLATE: &str = "[{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} eta {eta} {wide_msg}";
 /// Damaged stretches and remarks shown at most.
 const SHOWN: usize = 50;
 
@@ -61,13 +58,6 @@ pub struct VerifyArgs {
     /// Read the files of this data folder instead of asking a server
     #[arg(long, value_name = "DIR", conflicts_with_all = ["partition", "from", "to", "bytes_per_second"])]
     data_dir: Option<PathBuf>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Line {
-    progress: Option<Progress>,
-    failed: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -128,20 +118,8 @@ pub async fn run(args: &VerifyArgs, context: &Context) -> Result<Verdict, Fault>
     Ok(Verdict::when(read.whole))
 }
 
-fn bar() -> ProgressBar {
-    if !out::progress_is_wanted() {
-        return ProgressBar::hidden();
-    }
-    let bar = ProgressBar::new(0);
-    let template = "[{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} eta {eta} {wide_msg}";
-    let style =
-        ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-    bar.set_style(style.progress_chars("##."));
-    bar
-}
-
 fn offline(dir: &Path) -> Result<Value, Fault> {
-    let bar = bar();
+    let bar = follow::bar(TEMPLATE);
     let mut before = (None, 0, 0);
     let found = embedded::inspect(dir, |partition, bytes, all| {
         if before.0 != Some(partition) {
@@ -175,42 +153,21 @@ async fn ask(args: &VerifyArgs, context: &Context) -> Result<Value, Fault> {
         ("to", text(args.to)),
         ("bytes_per_second", text(args.bytes_per_second.map(|size| size.0))),
     ];
-    let (sender, mut body) = admin.follow_post(&admin::query(PATH, &pairs)).await?;
-    let gone = |why: &str| {
-        Fault::failed(format!("{} ended the report: {why}", admin.shown()), "verify again")
-    };
-    let bar = bar();
-    let mut kept: Vec<u8> = Vec::new();
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|e| gone(&e.to_string()))?;
-        let Ok(data) = frame.into_data() else { continue };
-        kept.extend_from_slice(&data);
-        if LINE_BYTES_MAX < kept.len() {
-            return Err(gone("a line without end"));
+    let bar = follow::bar(TEMPLATE);
+    let failed = ("the log cannot be verified", "look at the disk and at the server's log");
+    let report = follow::follow(&admin, &admin::query(PATH, &pairs), failed, |progress| {
+        // What cannot be read of a line of progress is not shown.
+        let Ok(progress) = Progress::deserialize(progress) else { return };
+        bar.set_length(progress.bytes_total);
+        bar.set_position(progress.bytes);
+        if 0 < progress.damaged_events {
+            let lost = human::things(progress.damaged_events, "event", "events");
+            bar.set_message(format!("{lost} damaged"));
         }
-        while let Some(end) = memchr::memchr(b'\n', &kept) {
-            let line: Vec<u8> = kept.drain(..=end).collect();
-            let document: Value = serde_json::from_slice(&line)
-                .map_err(|e| gone(&format!("a line that makes no sense: {e}")))?;
-            let line: Line = admin::shape(PATH, &document)?;
-            if let Some(why) = line.failed {
-                let why = format!("the log cannot be verified: {}", human::safe(&why));
-                return Err(Fault::failed(why, "look at the disk and at the server's log"));
-            }
-            let Some(progress) = line.progress else {
-                bar.finish_and_clear();
-                drop(sender);
-                return Ok(document);
-            };
-            bar.set_length(progress.bytes_total);
-            bar.set_position(progress.bytes);
-            if 0 < progress.damaged_events {
-                let lost = human::things(progress.damaged_events, "event", "events");
-                bar.set_message(format!("{lost} damaged"));
-            }
-        }
-    }
-    Err(gone("it was shut down"))
+    })
+    .await;
+    bar.finish_and_clear();
+    report
 }
 
 fn show(context: &Context, report: &Report, offline: bool) -> Result<(), Fault> {

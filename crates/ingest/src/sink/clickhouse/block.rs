@@ -26,6 +26,8 @@ pub struct Block<'a> {
     pub rows: &'a LaneRows<'a>,
     /// Which of them.
     pub plan: FilePlan,
+    /// The repair that these are inserted for, if they were lost.
+    pub repair: Option<&'a str>,
 }
 
 /// What the server says about the rows of a block that it has.
@@ -57,7 +59,10 @@ pub enum Presence {
 impl<'a> Block<'a> {
     /// Splits a lane's rows into blocks, so that each goes into one partition of the table.
     pub fn of(rows: &'a LaneRows<'a>) -> Vec<Self> {
-        table::plan_by(rows, day).into_iter().map(|plan| Self { rows, plan }).collect()
+        table::plan_by(rows, day)
+            .into_iter()
+            .map(|plan| Self { rows, plan, repair: None })
+            .collect()
     }
 
     /// How many rows.
@@ -67,7 +72,46 @@ impl<'a> Block<'a> {
 
     /// Some of its rows, by their places in it.
     pub fn part(&self, range: Range<usize>) -> Self {
-        Self { rows: self.rows, plan: self.plan.part(range) }
+        Self { plan: self.plan.part(range), ..self.clone() }
+    }
+
+    /// The same rows under a token of their own.
+    pub fn repairing(self, repair: &'a str) -> Self {
+        Self { repair: Some(repair), ..self }
+    }
+
+    /// Some of its rows, by their places in the lane's.
+    pub fn only(mut self, rows: Vec<u32>) -> Self {
+        self.plan.rows = rows;
+        self
+    }
+
+    /// Those of its rows that were received at `since` or later.
+    pub fn received_since(mut self, since: i64) -> Self {
+        let rows = self.rows;
+        let at = |index: &u32| rows.rows.get(*index as usize).map(|r| r.received_at(rows.heads).0);
+        self.plan.rows.retain(|index| at(index).is_some_and(|at| since <= at));
+        self
+    }
+
+    /// How many offsets lie between its first row and its last, both included.
+    pub fn span(&self) -> usize {
+        let (first, last) = self.first_and_last();
+        usize::try_from(last - first + 1).unwrap_or(usize::MAX)
+    }
+
+    /// The rows that are not among `found` (in order), by their places in the lane's, and how many are
+    /// there more than once.
+    pub fn hold_against(&self, found: &[u64]) -> (Vec<u32>, u64) {
+        let (mut missing, mut twice) = (Vec::new(), 0);
+        for (index, row) in self.plan.rows.iter().zip(self.each()) {
+            match times(found, row.offset(self.rows.heads).0) {
+                0 => missing.push(*index),
+                1 => {}
+                _ => twice += 1,
+            }
+        }
+        (missing, twice)
     }
 
     fn each(&self) -> impl Iterator<Item = &'a Row<'a>> {
@@ -89,8 +133,9 @@ impl<'a> Block<'a> {
         let (first, last) = self.first_and_last();
         let lane = self.rows.lane;
         let dead = if lane.dead { "dead:" } else { "" };
+        let repair = self.repair.map(|repair| format!(":repair-{repair}")).unwrap_or_default();
         format!(
-            "tidegate:1:{}:{}:{dead}{}:{}:{first}-{last}:{count}:{hash}",
+            "tidegate:1:{}:{}:{dead}{}:{}:{first}-{last}:{count}:{hash}{repair}",
             self.rows.log_id, self.rows.partition.0, lane.tenant, lane.event_type
         )
     }
@@ -166,9 +211,7 @@ impl<'a> Block<'a> {
         let (mut missing, mut present) = (0usize, 0usize);
         for row in self.each() {
             let offset = row.offset(self.rows.heads).0;
-            let from = found.partition_point(|o| *o < offset);
-            match found.get(from..).unwrap_or_default().iter().take_while(|o| **o == offset).count()
-            {
+            match times(&found, offset) {
                 0 => missing += 1,
                 1 => present += 1,
                 _ => return Presence::Doubled,
@@ -186,6 +229,12 @@ impl<'a> Block<'a> {
         let columns: Vec<_> = columns.map(quote).collect();
         format!("INSERT INTO {} ({}) FORMAT Native", table.quoted(), columns.join(", "))
     }
+}
+
+/// How often `offset` is among `found`, which is in order.
+fn times(found: &[u64], offset: u64) -> usize {
+    let from = found.partition_point(|o| *o < offset);
+    found.get(from..).unwrap_or_default().iter().take_while(|o| **o == offset).count()
 }
 
 /// A text as it stands in a statement.

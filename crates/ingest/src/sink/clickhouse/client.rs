@@ -2,11 +2,17 @@
 
 use std::time::Duration;
 
-use reqwest::{Certificate, Response, StatusCode, redirect, retry};
+use reqwest::{Response, StatusCode};
 use tokio::runtime::Handle;
 use url::Url;
 
-use super::{super::SinkConfigError, config::Settings};
+use super::{
+    super::{
+        SinkConfigError,
+        web::{self, Reach},
+    },
+    config::Settings,
+};
 
 /// What is read of an answer that says no.
 const REFUSAL_BYTES_MAX: usize = 16 << 10;
@@ -54,33 +60,23 @@ pub struct Request<'a> {
 }
 
 impl Client {
+    /// Where it talks to.
+    pub fn url(&self) -> &Url {
+        &self.url
+    }
+
     /// Makes a client; makes no request.
     ///
     /// # Errors
     /// [`SinkConfigError`] for a password or certificates that cannot be read.
-    pub fn open(settings: &Settings, runtime: Handle) -> Result<Self, SinkConfigError> {
-        // reqwest brings no crypto provider of its own. An error says that one is installed already.
-        let _installed = rustls::crypto::ring::default_provider().install_default();
+    pub fn open(settings: &Settings, url: &Url, runtime: Handle) -> Result<Self, SinkConfigError> {
         let fault = |cause: String| SinkConfigError(format!("clickhouse: {cause}"));
-        // A request is repeated by the runner alone, which knows what may be repeated.
-        let mut http = reqwest::Client::builder()
-            .no_proxy()
-            .redirect(redirect::Policy::none())
-            .retry(retry::never())
-            .connect_timeout(settings.connect_timeout)
-            .timeout(settings.timeout);
-        if let Some(path) = &settings.ca {
-            let shown = path.display();
-            let pem =
-                std::fs::read(path).map_err(|e| fault(format!("options.ca: {shown}: {e}")))?;
-            let certificates = Certificate::from_pem_bundle(&pem)
-                .map_err(|e| fault(format!("options.ca: {shown}: {}", causes(&e))))?;
-            http = http.tls_certs_merge(certificates);
-        }
-        let http = http.build().map_err(|e| fault(causes(&e)))?;
+        let Settings { connect_timeout, timeout, .. } = *settings;
+        let reach = Reach { ca: settings.ca.as_deref(), connect_timeout, timeout };
+        let http = web::client(&reach).map_err(fault)?;
         Ok(Self {
             http,
-            url: settings.url.clone(),
+            url: url.clone(),
             user: settings.user.clone(),
             password: settings.password()?,
             timeout: settings.timeout,
@@ -97,13 +93,7 @@ impl Client {
     }
 
     async fn exchange(&self, request: Request<'_>) -> Result<Vec<u8>, Fault> {
-        let unknown = |e: reqwest::Error| {
-            Fault::Unknown(if e.is_timeout() {
-                format!("no answer within {:?}: {}", self.timeout, causes(&e))
-            } else {
-                causes(&e)
-            })
-        };
+        let unknown = |e: reqwest::Error| Fault::Unknown(web::unanswered(&e, self.timeout));
         let mut url = self.url.clone();
         let body = {
             let mut query = url.query_pairs_mut();
@@ -137,7 +127,8 @@ impl Client {
                 "the answer bears no X-ClickHouse-Query-Id of ours".to_owned(),
             ));
         }
-        let (read, whole) = read(&mut answer, request.answer_bytes_max).await.map_err(unknown)?;
+        let (read, whole) =
+            web::read(&mut answer, request.answer_bytes_max).await.map_err(unknown)?;
         if !whole {
             let most = request.answer_bytes_max;
             return Err(Fault::Unknown(format!("the answer has more than {most} bytes")));
@@ -146,27 +137,13 @@ impl Client {
     }
 }
 
-/// As much of the body as there is, up to `most` bytes; true where that is all.
-async fn read(answer: &mut Response, most: usize) -> Result<(Vec<u8>, bool), reqwest::Error> {
-    let mut read = Vec::new();
-    while let Some(chunk) = answer.chunk().await? {
-        let room = most - read.len();
-        if room < chunk.len() {
-            read.extend_from_slice(chunk.get(..room).unwrap_or_default());
-            return Ok((read, false));
-        }
-        read.extend_from_slice(&chunk);
-    }
-    Ok((read, true))
-}
-
 async fn refusal(answer: &mut Response) -> Fault {
     let status = answer.status();
     let header = answer.headers().get("X-ClickHouse-Exception-Code");
     let header = header.and_then(|code| code.to_str().ok()?.parse().ok());
-    let text = match read(answer, REFUSAL_BYTES_MAX).await {
+    let text = match web::read(answer, REFUSAL_BYTES_MAX).await {
         Ok((text, _)) => String::from_utf8_lossy(&text).trim().to_owned(),
-        Err(error) => causes(&error),
+        Err(error) => web::causes(&error),
     };
     match header.or_else(|| code(&text)) {
         Some(code) => Fault::Refused { code, message: text },
@@ -178,18 +155,6 @@ async fn refusal(answer: &mut Response) -> Fault {
 fn code(text: &str) -> Option<u32> {
     let (digits, _) = text.strip_prefix(CODE_WORD)?.split_once('.')?;
     digits.parse().ok()
-}
-
-/// An error with what caused it, in one line and without the URL, which holds statements.
-fn causes(error: &reqwest::Error) -> String {
-    let mut text = String::new();
-    let mut next: Option<&dyn std::error::Error> = std::error::Error::source(error);
-    while let Some(cause) = next {
-        let separator = if text.is_empty() { "" } else { ": " };
-        text = format!("{text}{separator}{cause}");
-        next = cause.source();
-    }
-    if text.is_empty() { "the request failed".to_owned() } else { text }
 }
 
 #[cfg(test)]

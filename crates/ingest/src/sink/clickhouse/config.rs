@@ -1,11 +1,11 @@
 //! `[sink.options]` of a ClickHouse sink.
 
-use std::{path::PathBuf, time::Duration};
+use std::{collections::HashSet, path::PathBuf, time::Duration};
 
 use serde::Deserialize;
 use url::Url;
 
-use super::super::{SinkConfig, SinkConfigError};
+use super::super::{SinkConfig, SinkConfigError, secret};
 use crate::config::Span;
 
 /// What `options` may hold.
@@ -21,6 +21,8 @@ struct Options {
     ttl: Option<Span>,
     fsync: bool,
     create: bool,
+    shards: Vec<String>,
+    inserts_per_second: f64,
 }
 
 impl Default for Options {
@@ -35,6 +37,8 @@ impl Default for Options {
             ttl: None,
             fsync: true,
             create: true,
+            shards: Vec::new(),
+            inserts_per_second: 20.0,
         }
     }
 }
@@ -42,8 +46,8 @@ impl Default for Options {
 /// Where a ClickHouse sink writes to, and how.
 #[derive(Clone)]
 pub struct Settings {
-    /// `http://` or `https://`, with a path where a proxy wants one.
-    pub url: Url,
+    /// `http://` or `https://`, with a path where a proxy wants one; one for each shard.
+    pub urls: Vec<Url>,
     /// The database of all its tables.
     pub database: String,
     /// Who writes.
@@ -62,6 +66,8 @@ pub struct Settings {
     pub fsync: bool,
     /// Whether the database, tables and columns that are missing are made.
     pub create: bool,
+    /// Beyond so many inserts a second, over all tables, windows wait and grow.
+    pub inserts_per_second: f64,
 }
 
 impl Settings {
@@ -74,7 +80,7 @@ impl Settings {
         let table = toml::Value::Table(config.options.clone());
         let options: Options =
             table.try_into().map_err(|e| fault(format!("options: {}", e.to_string().trim())))?;
-        let url = address(config.url.as_deref()).map_err(fault)?;
+        let urls = addresses(config.url.as_deref(), &options.shards).map_err(fault)?;
         if !is_name(&options.database) {
             return Err(fault(format!(
                 "options.database {:?} is no name: a letter or '_', then letters, digits and '_', \
@@ -95,8 +101,11 @@ impl Settings {
         if options.ttl.is_some_and(|ttl| ttl.0 < Duration::from_secs(3_600)) {
             return Err(fault("options.ttl: 1h at least".to_owned()));
         }
+        if !(0.1..=10_000.0).contains(&options.inserts_per_second) {
+            return Err(fault("options.inserts_per_second: 0.1 to 10000".to_owned()));
+        }
         Ok(Self {
-            url,
+            urls,
             database: options.database,
             user: options.user,
             password: options.password,
@@ -106,6 +115,7 @@ impl Settings {
             ttl: options.ttl.map(|ttl| ttl.0),
             fsync: options.fsync,
             create: options.create,
+            inserts_per_second: options.inserts_per_second,
         })
     }
 
@@ -114,23 +124,30 @@ impl Settings {
     /// # Errors
     /// One line for people that does not hold the password.
     pub fn password(&self) -> Result<String, SinkConfigError> {
-        let fault = |what: &str, cause: String| {
-            SinkConfigError(format!("clickhouse: options.password: {what}: {cause}"))
-        };
         let Some(text) = &self.password else { return Ok(String::new()) };
-        let password = if let Some(path) = text.strip_prefix("file:") {
-            std::fs::read_to_string(path).map_err(|e| fault(path, e.to_string()))?
-        } else if let Some(name) = text.strip_prefix("env:") {
-            std::env::var(name).map_err(|e| fault(name, e.to_string()))?
-        } else {
-            text.clone()
-        };
-        Ok(password.trim_end_matches(['\n', '\r']).to_owned())
+        secret::look_up(text)
+            .map_err(|cause| SinkConfigError(format!("clickhouse: options.password: {cause}")))
     }
 }
 
-fn address(url: Option<&str>) -> Result<Url, String> {
-    let text = url.ok_or("url is missing; write for instance http://127.0.0.1:8123")?;
+/// The server's address, or those of its shards.
+fn addresses(url: Option<&str>, shards: &[String]) -> Result<Vec<Url>, String> {
+    match (url, shards) {
+        (None, []) => Err("url is missing; write for instance http://127.0.0.1:8123".to_owned()),
+        (Some(url), []) => Ok(vec![address(url)?]),
+        (None, shards) => {
+            let urls = shards.iter().map(|shard| address(shard)).collect::<Result<Vec<_>, _>>()?;
+            let differ: HashSet<_> = urls.iter().collect();
+            if differ.len() < urls.len() {
+                return Err("options.shards: an address is there twice".to_owned());
+            }
+            Ok(urls)
+        }
+        (Some(_), _) => Err("url and options.shards: one of them, not both".to_owned()),
+    }
+}
+
+fn address(text: &str) -> Result<Url, String> {
     let url = Url::parse(text).map_err(|e| format!("url {text:?}: {e}"))?;
     if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
         return Err(format!("url {text:?}: write for instance http://127.0.0.1:8123"));
@@ -173,6 +190,10 @@ mod tests {
     fn what_makes_no_sense_is_told() {
         for (more, why) in [
             ("", "url is missing"),
+            ("url='http://h'\noptions.shards=['http://a']", "not both"),
+            ("options.shards=['http://a:1', 'http://a:1/']", "twice"),
+            ("options.shards=['http://a', 'a']", "a"),
+            ("url='http://h'\noptions.inserts_per_second=0", "inserts_per_second"),
             ("url='ftp://h'", "write for instance"),
             ("url='http://u:p@h'", "options of their own"),
             ("url='http://h/?async_insert=1'", "cannot be given"),

@@ -8,6 +8,9 @@
 //! | `tables` | looks at tables, makes and widens them |
 //! | `block` | which rows are one insert; its token; the question whether they are there |
 //! | `native` | a block as bytes |
+//! | `pace` | how many inserts a second are made |
+//! | `reconcile` | which rows a table lacks, and putting them back |
+//! | `shard` | which server has which tenant |
 //! | `verdict` | which exceptions blame rows |
 //! | `visible` | which rows can be read |
 //!
@@ -22,6 +25,9 @@ mod client;
 mod config;
 mod ddl;
 mod native;
+mod pace;
+mod reconcile;
+mod shard;
 mod tables;
 mod verdict;
 mod visible;
@@ -29,14 +35,16 @@ mod visible;
 use std::{
     collections::HashSet,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use siphasher::sip128::{Hasher128, SipHasher13};
-use tidegate_event::Partition;
+use tidegate_event::{Partition, ReceivedAt};
+use url::Url;
 
 use super::{
-    Lane, LaneRows, Sink, SinkConfig, SinkConfigError, SinkContext, SinkKind, WriteError,
+    Found, Lane, LaneRows, Pause, Sink, SinkConfig, SinkConfigError, SinkContext, SinkKind,
+    WriteError,
     freshness::Mark,
     lake::{self, Schemas, columns::Table, table},
 };
@@ -44,6 +52,7 @@ use block::{Block, Presence, There};
 use client::{Client, Fault, Request};
 use config::Settings;
 use ddl::TableName;
+use pace::Inserts;
 use tables::Tables;
 
 pub(super) const KIND: SinkKind = SinkKind {
@@ -52,11 +61,16 @@ pub(super) const KIND: SinkKind = SinkKind {
     open: |config, context| Ok(Arc::new(ClickHouse::open(config, context)?)),
 };
 
-/// The server and database that a configuration names, if it is one of this kind: no two sinks share one,
-/// since each would ask about rows that the other inserts.
-pub(super) fn place(config: &SinkConfig) -> Option<(String, String)> {
-    let settings = (config.kind == KIND.name).then(|| Settings::read(&config.own()).ok())??;
-    Some((settings.url.as_str().trim_end_matches('/').to_owned(), settings.database))
+/// The servers and databases that a configuration names, if it is one of this kind: no two sinks share
+/// one, since each would ask about rows that the other inserts.
+pub(super) fn places(config: &SinkConfig) -> Vec<(String, String)> {
+    let settings = (config.kind == KIND.name).then(|| Settings::read(&config.own()).ok()).flatten();
+    let places = |settings: Settings| {
+        let place =
+            |url: &Url| (url.as_str().trim_end_matches('/').to_owned(), settings.database.clone());
+        settings.urls.iter().map(place).collect()
+    };
+    settings.map_or_else(Vec::new, places)
 }
 
 /// What an insert's or a count's answer may have.
@@ -88,14 +102,21 @@ type Settled = HashSet<(Partition, Lane)>;
 
 /// Inserts lanes into tables.
 pub struct ClickHouse {
-    client: Client,
+    servers: Vec<Server>,
     settings: Settings,
     schemas: Arc<dyn Schemas>,
-    tables: Tables,
     settled: Mutex<Settled>,
+    inserts: Inserts,
+}
+
+/// A shard, or the only server.
+struct Server {
+    client: Client,
+    tables: Tables,
 }
 
 /// One write on its way: what it has found out so far.
+#[derive(Default)]
 struct Attempt {
     guilty: Vec<(usize, String)>,
     inserts: u32,
@@ -106,17 +127,29 @@ struct Attempt {
 impl ClickHouse {
     fn open(config: &SinkConfig, context: &SinkContext) -> Result<Self, SinkConfigError> {
         let settings = Settings::read(config)?;
+        let server = |url: &Url| {
+            let client = Client::open(&settings, url, context.runtime.clone())?;
+            Ok(Server { client, tables: Tables::default() })
+        };
+        let servers = settings.urls.iter().map(server).collect::<Result<_, SinkConfigError>>()?;
         Ok(Self {
-            client: Client::open(&settings, context.runtime.clone())?,
+            servers,
+            inserts: Inserts::new(settings.inserts_per_second),
             settings,
             schemas: Arc::clone(&context.schemas),
-            tables: Tables::default(),
             settled: Mutex::default(),
         })
     }
 
     fn settled(&self) -> MutexGuard<'_, Settled> {
         self.settled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The server that has a tenant's rows.
+    fn server(&self, tenant: &str) -> Result<&Server, WriteError> {
+        let urls = self.servers.iter().map(|server| server.client.url().as_str());
+        let server = shard::of(tenant, urls).and_then(|at| self.servers.get(at));
+        server.ok_or_else(|| WriteError::Retry { cause: "there is no server".to_owned() })
     }
 
     /// Puts a block into its table, if it may be that it is not there.
@@ -128,9 +161,10 @@ impl ClickHouse {
         };
         let table = TableName::of(&self.settings.database, block.rows.lane);
         let columns = ddl::columns(block.rows.lane.dead, schema.as_deref());
-        self.tables.ensure(&self.client, &self.settings, &table, &columns)?;
+        let server = self.server(block.rows.lane.tenant.as_str())?;
+        server.tables.ensure(&server.client, &self.settings, &table, &columns)?;
         if doubt {
-            let presence = self.presence(block, &table)?;
+            let presence = server.presence(block, &table)?;
             attempt.found |= presence != Presence::None;
             match presence {
                 Presence::All => return Ok(()),
@@ -144,9 +178,10 @@ impl ClickHouse {
             }
         }
         attempt.inserts += 1;
-        let Err(fault) = self.insert(block, &table, made.table) else { return Ok(()) };
+        self.inserts.count(Instant::now());
+        let Err(fault) = server.insert(block, &table, made.table) else { return Ok(()) };
         let Some(cause) = verdict::blames_rows(&fault) else {
-            self.tables.forget(&table);
+            server.tables.forget(&table);
             return Err(WriteError::Retry { cause: format!("{}: {fault}", table.quoted()) });
         };
         if let [index] = block.plan.rows.as_slice() {
@@ -175,7 +210,9 @@ impl ClickHouse {
         }
         WriteError::Reject { rows: std::mem::take(&mut attempt.guilty) }
     }
+}
 
+impl Server {
     fn presence(&self, block: &Block<'_>, table: &TableName) -> Result<Presence, WriteError> {
         let retry = |fault: Fault| WriteError::Retry {
             cause: format!("{}: asked which rows are there: {fault}", table.quoted()),
@@ -193,9 +230,27 @@ impl ClickHouse {
         }
         let most = usize::try_from(there.rows).unwrap_or(usize::MAX).min(OFFSETS_MAX);
         let answer = ask(&block.question_for_offsets(table, most), most * 8)?;
-        let offsets =
-            answer.chunks_exact(8).filter_map(|c| Some(u64::from_le_bytes(c.try_into().ok()?)));
-        Ok(block.judge_offsets(offsets.collect()))
+        Ok(block.judge_offsets(read_offsets(&answer)))
+    }
+
+    /// The offsets of the lane between the block's first and last that its table has, in order.
+    fn offsets(&self, block: &Block<'_>, table: &TableName) -> Result<Vec<u64>, WriteError> {
+        // Others of the lane may lie between: as many as offsets do, and twice each.
+        let most = block.span().saturating_mul(2).min(OFFSETS_MAX);
+        let id = format!("tidegate-{}", uuid::Uuid::now_v7());
+        let request = Request {
+            id: &id,
+            statement: &block.question_for_offsets(table, most),
+            settings: SELECT,
+            body: None,
+            answer_bytes_max: most * 8,
+        };
+        let answer = self.client.ask(request).map_err(|fault| WriteError::Retry {
+            cause: format!("{}: asked which rows are there: {fault}", table.quoted()),
+        })?;
+        let mut offsets = read_offsets(&answer);
+        offsets.sort_unstable();
+        Ok(offsets)
     }
 
     fn insert(&self, block: &Block<'_>, table: &TableName, rows: Table) -> Result<(), Fault> {
@@ -226,6 +281,11 @@ impl ClickHouse {
     }
 }
 
+fn read_offsets(answer: &[u8]) -> Vec<u64> {
+    let offset = |bytes: &[u8]| Some(u64::from_le_bytes(bytes.try_into().ok()?));
+    answer.chunks_exact(8).filter_map(offset).collect()
+}
+
 /// The id of an insert: the same insert, the same id, so that the server refuses a second one while the
 /// first, whose answer nobody waits for any more, is still at work.
 fn query_id(table: &TableName, token: &str) -> String {
@@ -240,7 +300,7 @@ impl Sink for ClickHouse {
         let lane = (rows.partition, rows.lane.clone());
         // Whatever happens now, this lane is asked about next time unless it ends well.
         let doubt = !self.settled().remove(&lane);
-        let mut attempt = Attempt { guilty: Vec::new(), inserts: 0, found: false };
+        let mut attempt = Attempt::default();
         for block in Block::of(rows) {
             match self.put(&block, doubt, &mut attempt) {
                 Ok(()) => {}
@@ -260,7 +320,99 @@ impl Sink for ClickHouse {
         Err(WriteError::Reject { rows: attempt.guilty })
     }
 
+    fn begins_with(&self, partition: Partition) {
+        self.settled().retain(|(of, _)| *of != partition);
+    }
+
+    /// One server that answers is enough: the lanes of one that does not wait alone.
     fn probe(&self) -> Result<(), String> {
+        let mut faults = Vec::new();
+        for server in &self.servers {
+            match server.probe() {
+                Ok(()) => return Ok(()),
+                Err(fault) => faults.push(fault),
+            }
+        }
+        Err(faults.join("; "))
+    }
+
+    /// A row is there within a second where there are few.
+    fn flush_age(&self) -> Duration {
+        Duration::from_millis(700)
+    }
+
+    fn asks(&self) -> bool {
+        true
+    }
+
+    fn are_visible(&self, marks: &[Mark]) -> Result<Vec<bool>, String> {
+        let mut visible = vec![false; marks.len()];
+        for server in &self.servers {
+            // Those of the server's own tenants, and where each of them stands among all.
+            let own = |mark: &Mark| {
+                let home = self.server(mark.lane.tenant.as_str());
+                home.is_ok_and(|home| std::ptr::eq(home, server))
+            };
+            let (places, own): (Vec<usize>, Vec<Mark>) = marks
+                .iter()
+                .enumerate()
+                .filter(|(_, mark)| own(mark))
+                .map(|(at, m)| (at, m.clone()))
+                .unzip();
+            if own.is_empty() {
+                continue;
+            }
+            for (at, is_visible) in
+                places.into_iter().zip(server.are_visible(&self.settings, &own)?)
+            {
+                if let Some(visible) = visible.get_mut(at) {
+                    *visible = is_visible;
+                }
+            }
+        }
+        Ok(visible)
+    }
+
+    fn can_reconcile(&self) -> bool {
+        true
+    }
+
+    fn reconcile(
+        &self,
+        rows: &LaneRows<'_>,
+        repair: Option<&str>,
+        now: ReceivedAt,
+    ) -> Result<Found, (Option<Found>, WriteError)> {
+        self.hold_against(rows, repair, now)
+    }
+
+    fn pause(&self) -> Option<Pause> {
+        let until = self.inserts.until(Instant::now())?;
+        let most = self.settings.inserts_per_second;
+        let why = format!("more than {most} inserts a second (options.inserts_per_second)");
+        Some(Pause { until, why })
+    }
+}
+
+impl Server {
+    fn are_visible(&self, settings: &Settings, marks: &[Mark]) -> Result<Vec<bool>, String> {
+        let id = format!("tidegate-{}", uuid::Uuid::now_v7());
+        let statement = visible::question(&settings.database, marks);
+        // As whoever queries asks: any replica, whatever it has.
+        let request = Request {
+            id: &id,
+            statement: &statement,
+            settings: &[],
+            body: None,
+            answer_bytes_max: ANSWER_BYTES_MAX,
+        };
+        let answer = self.client.ask(request).map_err(|fault| fault.to_string())?;
+        let none = || format!("{} gave no answer to what is visible", self.client.url());
+        visible::answer(&answer, marks.len()).ok_or_else(none)
+    }
+
+    fn probe(&self) -> Result<(), String> {
+        let url = self.client.url();
         let id = format!("tidegate-{}", uuid::Uuid::now_v7());
         let request = Request {
             id: &id,
@@ -271,32 +423,8 @@ impl Sink for ClickHouse {
         };
         match self.client.ask(request) {
             Ok(answer) if answer.trim_ascii() == b"1" => Ok(()),
-            Ok(_) => Err(format!("{} says that 1 is not 1", self.settings.url)),
-            Err(fault) => Err(format!("{}: {fault}", self.settings.url)),
+            Ok(_) => Err(format!("{url} says that 1 is not 1")),
+            Err(fault) => Err(format!("{url}: {fault}")),
         }
-    }
-
-    fn flush_age(&self) -> Duration {
-        Duration::from_secs(2)
-    }
-
-    fn asks(&self) -> bool {
-        true
-    }
-
-    fn are_visible(&self, marks: &[Mark]) -> Result<Vec<bool>, String> {
-        let id = format!("tidegate-{}", uuid::Uuid::now_v7());
-        let statement = visible::question(&self.settings.database, marks);
-        // As whoever queries asks: any replica, whatever it has.
-        let request = Request {
-            id: &id,
-            statement: &statement,
-            settings: &[],
-            body: None,
-            answer_bytes_max: ANSWER_BYTES_MAX,
-        };
-        let answer = self.client.ask(request).map_err(|fault| fault.to_string())?;
-        let none = || format!("{} gave no answer to what is visible", self.settings.url);
-        visible::answer(&answer, marks.len()).ok_or_else(none)
     }
 }

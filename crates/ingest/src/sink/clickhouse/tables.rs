@@ -108,6 +108,17 @@ impl Tables {
         Ok(())
     }
 
+    /// Whether there is such a table.
+    ///
+    /// # Errors
+    /// [`WriteError::Retry`] where that cannot be seen.
+    pub fn is_there(&self, client: &Client, table: &TableName) -> Result<bool, WriteError> {
+        match look(client, table) {
+            Ok(there) => Ok(there.is_some()),
+            Err(fault) => Err(WriteError::Retry { cause: format!("{}: {fault}", table.quoted()) }),
+        }
+    }
+
     fn is_ready(&self, table: &TableName, columns: &[ColumnSpec]) -> bool {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.get(table).is_some_and(|there| there.lacks(columns).is_ok_and(|l| l.is_empty()))

@@ -67,24 +67,66 @@ fn lines(table: &Table) -> io::Result<Vec<u8>> {
     for column in &table.columns {
         keys.push(format!("{}:", serde_json::to_string(&column.name)?));
     }
-    let mut next = vec![0usize; table.columns.len()];
-    for row in 0..table.rows {
+    let mut rows = Rows::of(table);
+    while rows.advance() {
         let mut before = b'{';
-        for ((column, key), next) in table.columns.iter().zip(&keys).zip(&mut next) {
+        for (column, key) in keys.iter().enumerate() {
             out.push(before);
             before = b',';
             out.extend_from_slice(key.as_bytes());
-            let there = column.present.as_ref().is_none_or(|p| p.get(row).is_some_and(|l| 0 < *l));
-            if there {
-                value(column, *next, &mut out)?;
-                *next += 1;
-            } else {
+            if !rows.value(column, &mut out)? {
                 out.extend_from_slice(b"null");
             }
         }
         out.extend_from_slice(b"}\n");
     }
     Ok(out)
+}
+
+/// The rows of a table, one after the other, their values as JSON without line ends.
+pub struct Rows<'t> {
+    table: &'t Table,
+    row: usize,
+    /// Where each column's value of this row lies, if it has one.
+    at: Vec<Option<usize>>,
+    next: Vec<usize>,
+}
+
+impl<'t> Rows<'t> {
+    /// Stands before the first row.
+    #[must_use]
+    pub fn of(table: &'t Table) -> Self {
+        let columns = table.columns.len();
+        Self { table, row: 0, at: vec![None; columns], next: vec![0; columns] }
+    }
+
+    /// Goes to the next row; false behind the last.
+    pub fn advance(&mut self) -> bool {
+        if self.table.rows <= self.row {
+            return false;
+        }
+        for ((column, at), next) in self.table.columns.iter().zip(&mut self.at).zip(&mut self.next)
+        {
+            let there = column.present.as_ref();
+            let there = there.is_none_or(|p| p.get(self.row).is_some_and(|level| 0 < *level));
+            *at = there.then_some(*next);
+            *next += usize::from(there);
+        }
+        self.row += 1;
+        true
+    }
+
+    /// Writes this row's value of a column; false where it has none.
+    ///
+    /// # Errors
+    /// `InvalidData` for a column that is shorter than its table.
+    pub fn value(&self, column: usize, out: &mut Vec<u8>) -> io::Result<bool> {
+        let at = self.at.get(column).copied().flatten();
+        match (self.table.columns.get(column), at) {
+            (Some(column), Some(at)) => value(column, at, out).map(|()| true),
+            _ => Ok(false),
+        }
+    }
 }
 
 fn value(column: &Column, index: usize, out: &mut Vec<u8>) -> io::Result<()> {

@@ -13,7 +13,7 @@
 
 pub(super) mod columns;
 mod inventory;
-mod jsonl;
+pub(super) mod jsonl;
 pub mod layout;
 mod merge;
 mod parquet;
@@ -120,7 +120,7 @@ impl Lake {
         let store = LakeStore::open(
             &url(config, &context.data_dir),
             &options.store,
-            Arc::clone(&context.storage),
+            (Arc::clone(&context.storage), &context.log_id),
             context.runtime.clone(),
             wrap,
         )

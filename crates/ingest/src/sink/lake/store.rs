@@ -85,15 +85,16 @@ const READ_ONLY: &str = "this lake was opened to be read";
 
 impl LakeStore {
     /// Opens `url`: a folder, `file://`, `s3://`, `gs://` or `az://`; `options` go to the object
-    /// store's client, on top of the usual environment variables. Removes what an earlier run left
-    /// in `staging/`. No request is made to an object store.
+    /// store's client, on top of the usual environment variables. Removes what an earlier run of the
+    /// same log left in `staging/`: other logs' writers may be at work there. No request is made to an
+    /// object store.
     ///
     /// # Errors
     /// [`OpenStoreError`] for a URL or option nobody knows, and for a folder that cannot be made.
     pub fn open(
         url: &str,
         options: &toml::Table,
-        storage: Arc<dyn Storage>,
+        storage: (Arc<dyn Storage>, &str),
         runtime: Handle,
         wrap: Wrap<'_>,
     ) -> Result<Self, OpenStoreError> {
@@ -128,7 +129,7 @@ impl LakeStore {
     fn open_local(
         dir: &FilePath,
         options: &toml::Table,
-        storage: Arc<dyn Storage>,
+        (storage, log_id): (Arc<dyn Storage>, &str),
         runtime: Handle,
         wrap: Wrap<'_>,
     ) -> Result<Self, String> {
@@ -138,9 +139,19 @@ impl LakeStore {
         let staging = dir.join(STAGING);
         storage.create_dir_all(&staging).map_err(|e| format!("{}: {e}", staging.display()))?;
         let stale = storage.list(&staging).map_err(|e| format!("{}: {e}", staging.display()))?;
-        for name in stale {
+        // Other logs' writers may share the folder, and be at work in it.
+        let own = |name: &&String| {
+            name.as_str() == PROBE
+                || name.strip_prefix(log_id).is_some_and(|rest| rest.starts_with('-'))
+        };
+        for name in stale.iter().filter(own) {
             let path = staging.join(name);
-            storage.remove(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+            match storage.remove(&path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(format!("{}: {error}", path.display()));
+                }
+                Ok(()) | Err(_) => {}
+            }
         }
         let files = LocalFileSystem::new_with_prefix(dir).map_err(|e| e.to_string())?;
         let local = Local {

@@ -17,7 +17,7 @@ use tidegate_ingest::{
     budget::Budget,
     clock::SystemClock,
     edge::{
-        EdgeConfig, EdgeHandle, EdgeParts, bind,
+        Behind, EdgeConfig, EdgeHandle, EdgeParts, bind,
         judge::{Judge, JudgeSession},
     },
     json::ScanLimits,
@@ -196,8 +196,7 @@ pub async fn start_with(change: impl FnOnce(&mut Setup)) -> Server {
     let edge = bind(EdgeParts {
         config: setup.config,
         tenants: tenants.clone(),
-        normalizer: setup.judge,
-        log: log.clone(),
+        behind: Behind::Here { judge: setup.judge, log: log.clone() },
         books: books.clone(),
         clock,
         budget: budget.clone(),

@@ -212,3 +212,28 @@ async fn rotation_under_load_fails_no_request() {
         keys.push(server.tenants.rotate(&id("acme"), None).unwrap().key);
     }
 }
+
+#[test]
+fn processes_that_share_a_new_folder_and_start_at_once_check_keys_by_the_same_pepper() {
+    let dir = tempfile::tempdir().unwrap();
+    let shared = dir.path().join("tenants");
+    let start = std::sync::Barrier::new(8);
+    let loaded: Vec<Tenants> = std::thread::scope(|scope| {
+        let load = || {
+            start.wait();
+            Tenants::load(&shared, Quota::default(), Arc::new(SystemClock)).unwrap()
+        };
+        let threads: Vec<_> = (0..8).map(|_| scope.spawn(load)).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    let id = TenantId::new("acme").unwrap();
+    let new = NewTenant { id, quota: Quota::default(), strict: false };
+    let key = loaded[0].add(&new).unwrap();
+    for tenants in &loaded {
+        tenants.reload().unwrap();
+        assert!(tenants.authenticate(&key).is_ok(), "a key that one of them made is known to all");
+    }
+    let left: Vec<_> =
+        std::fs::read_dir(&shared).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(left.len(), 2, "the pepper and the tenant, and nothing half made: {left:?}");
+}

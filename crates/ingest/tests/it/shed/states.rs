@@ -179,6 +179,26 @@ pub fn a_server_that_drains_tells(row: &Row) {
     assert_eq!(server.terminate(), Some(0));
 }
 
+pub fn an_edge_without_normalizers_tells(row: &Row) {
+    let dir = tempdir().unwrap();
+    // A port that nobody listens on: it is ours, and gone.
+    let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let config = format!("role = \"edge\"\n[hop]\nnormalizers = [\"{gone}\"]\n");
+    let server = Server::configured(dir.path(), &config);
+    let mut tally = Tally::new("shed", "partial network", &["P4", "P5"]);
+    let key = tenant(&server, "acme");
+    wait_for("it to know that nobody is there", || {
+        server.admin_get("/readyz").body.contains("Connection refused")
+    });
+    refuses(row, &server, "acme", &key, BODY);
+    assert_eq!(server.admin_get("/readyz").status, 503);
+    tally.survived(1);
+}
+
+pub fn an_outcome_that_nobody_knows_is_told(row: &Row) {
+    the_log_refuses(row, AppendError::Unknown, ShedReason::OutcomeUnknown);
+}
+
 pub fn a_slow_body_is_told(row: &Row) {
     assert!(!row.before_body);
     let dir = tempdir().unwrap();

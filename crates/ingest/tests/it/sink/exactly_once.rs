@@ -196,7 +196,7 @@ fn a_window_that_changed_since_its_intent_stops_the_sink() {
         hash: "0".repeat(32),
         schemas: vec![],
     });
-    state.save(&Disk, &path).unwrap();
+    std::fs::write(&path, state.encode().unwrap()).unwrap();
     let before = tree(&pipe.lake());
     let sinks = pipe.start(&config);
     pipe.drain(&sinks);
@@ -214,7 +214,7 @@ fn a_cursor_of_another_log_refuses_to_start() {
     let dir = pipe.data().join("sinks");
     std::fs::create_dir_all(&dir).unwrap();
     let other = sink::state::State::new("otherlog", FIRST, tidegate_event::Offset(3));
-    other.save(&Disk, &dir.join("lake-0.json")).unwrap();
+    std::fs::write(dir.join("lake-0.json"), other.encode().unwrap()).unwrap();
     let parts = pipe.parts(Arc::new(Disk));
     let error = sink::start(&[config(5)], &parts).err().unwrap().to_string();
     assert!(error.contains("otherlog") && error.contains("lake-0.json"), "{error}");

@@ -133,3 +133,21 @@ fn a_lake_for_other_readers_is_written() {
     let rows: u64 = pipe.reader(&config).inventory().unwrap().iter().map(|file| file.rows).sum();
     assert_eq!(rows, 3 * 402);
 }
+
+#[test]
+fn a_start_removes_what_its_own_log_staged_and_leaves_other_logs_writers_alone() {
+    let mut pipe = Pipe::new();
+    let config = config(10);
+    pipe.append("acme", &[("view", "{}", None)]);
+    let own = format!("{}-0-0-1.parquet", pipe.log.handle().log_id());
+    let staging = pipe.lake().join("staging");
+    std::fs::create_dir_all(&staging).unwrap();
+    for name in [own.as_str(), "otherlog-0-0-9.parquet"] {
+        std::fs::write(staging.join(name), b"half").unwrap();
+    }
+    pipe.run(&config);
+    let left: Vec<_> =
+        std::fs::read_dir(&staging).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(left, ["otherlog-0-0-9.parquet"]);
+    assert_eq!(pipe.rows(&config).len(), 1);
+}

@@ -12,7 +12,10 @@ use std::{
 
 use tidegate_event::{Code, Offset};
 use tidegate_ingest::{
-    sink::{JoinStatus, SinkConfig, Sinks, state::State},
+    sink::{
+        JoinStatus, SinkConfig, Sinks,
+        state::{Files, State, StateStores as _},
+    },
     storage::Disk,
 };
 
@@ -184,7 +187,8 @@ fn a_cursor_that_was_set_back_brings_no_row_back() {
     for _ in 0..4 {
         pipe.append("acme", &[("view", "{}", None); 3]);
     }
-    let path = pipe.data().join("sinks/lake-0.json");
+    let (storage, dir) = (Arc::new(Disk), pipe.data().join("sinks"));
+    let store = Files { storage, dir, partition: FIRST }.of("lake");
     let id = pipe.log.handle().log_id().to_owned();
     pipe.run(&config("parquet", "after='10h'"));
     let sinks = pipe.start(&joins);
@@ -192,9 +196,9 @@ fn a_cursor_that_was_set_back_brings_no_row_back() {
     pipe.drain(&sinks);
     let before = tree(&pipe.lake());
 
-    let mut state = State::load(&Disk, &path, &id, FIRST).unwrap().unwrap();
+    let mut state = State::load(&*store, &id, FIRST).unwrap().unwrap();
     state.cursor = Offset(3);
-    state.save(&Disk, &path).unwrap();
+    state.save(&*store).unwrap();
     let sinks = pipe.start(&joins);
     eventually("the lane is held", || !sinks.status()[0].held.is_empty());
     let status = sinks.status().remove(0);

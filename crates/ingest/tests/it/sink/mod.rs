@@ -115,6 +115,7 @@ impl Pipe {
     fn parts(&self, storage: Arc<dyn Storage>) -> SinkParts {
         SinkParts {
             logs: vec![Arc::new(self.log.handle())],
+            shared_log: false,
             schemas: Arc::new(TestSchemas),
             storage,
             clock: Arc::<ManualClock>::clone(&self.clock),
@@ -282,6 +283,7 @@ fn open_lake(
     wrap: sink::lake::Wrap<'_>,
 ) -> Result<Arc<dyn Sink>, sink::SinkConfigError> {
     let context = SinkContext {
+        log_id: pipe.log.handle().log_id().to_owned(),
         data_dir: pipe.data(),
         storage,
         schemas: Arc::new(TestSchemas),

@@ -48,7 +48,8 @@ pub fn open_sockets(server: &Server) -> usize {
 
 pub fn connect(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    // Longer than `edge.timeouts.body`, for which a body is waited for that does not come.
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     stream.set_nodelay(true).unwrap();
     stream
 }

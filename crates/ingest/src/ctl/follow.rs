@@ -1,0 +1,62 @@
+//! Long work of a server's, followed on a terminal: lines of progress, then the report.
+
+use http_body_util::BodyExt as _;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::Value;
+
+use super::{admin::Admin, fault::Fault, human, out};
+
+/// A line longer than this is no report.
+const LINE_BYTES_MAX: usize = 256 << 20;
+
+/// A bar of `template`, where somebody looks.
+pub fn bar(template: &str) -> ProgressBar {
+    if !out::progress_is_wanted() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new(0);
+    let style =
+        ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    bar.set_style(style.progress_chars("##."));
+    bar
+}
+
+/// Asks for the work and follows it to its report; `show` gets each line's `progress`. `what` and `mend`
+/// are what is said where the server itself could not do it.
+///
+/// # Errors
+/// [`Fault::Failed`] where the server cannot be reached, or could not do it.
+pub async fn follow(
+    admin: &Admin,
+    path: &str,
+    (what, mend): (&str, &str),
+    mut show: impl FnMut(&Value),
+) -> Result<Value, Fault> {
+    let (sender, mut body) = admin.follow_post(path).await?;
+    let gone = |why: &str| {
+        Fault::failed(format!("{} ended the report: {why}", admin.shown()), "do it again")
+    };
+    let mut kept: Vec<u8> = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|e| gone(&e.to_string()))?;
+        let Ok(data) = frame.into_data() else { continue };
+        kept.extend_from_slice(&data);
+        if LINE_BYTES_MAX < kept.len() {
+            return Err(gone("a line without end"));
+        }
+        while let Some(end) = memchr::memchr(b'\n', &kept) {
+            let line: Vec<u8> = kept.drain(..=end).collect();
+            let document: Value = serde_json::from_slice(&line)
+                .map_err(|e| gone(&format!("a line that makes no sense: {e}")))?;
+            if let Some(why) = document.get("failed").and_then(Value::as_str) {
+                return Err(Fault::failed(format!("{what}: {}", human::safe(why)), mend));
+            }
+            let Some(progress) = document.get("progress") else {
+                drop(sender);
+                return Ok(document);
+            };
+            show(progress);
+        }
+    }
+    Err(gone("it was shut down"))
+}
