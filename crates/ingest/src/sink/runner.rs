@@ -204,7 +204,7 @@ fn start_upkeep(sinks: &Sinks, parts: &SinkParts) -> Result<(), SinkStartError> 
         rests.send_replace(false);
         let thread = std::thread::Builder::new().name(format!("upkeep-{name}")).spawn(move || {
             let _farewell = upkeep::Farewell(rests);
-            give_way(NICEST);
+            give_way();
             beside.run();
         });
         let path = parts.data_dir.join("sinks");
@@ -214,15 +214,12 @@ fn start_upkeep(sinks: &Sinks, parts: &SinkParts) -> Result<(), SinkStartError> 
     Ok(())
 }
 
-/// How far the sinks' threads stand behind those that answer clients, and their other work behind all.
-const NICE: i32 = 10;
-const NICEST: i32 = 19;
-
 /// Puts this thread, and those it starts, behind the threads that answer clients: what is late in a
 /// sink lies safe in the log, what is late in an answer is sent again.
-fn give_way(nice: i32) {
+fn give_way() {
+    const NICE: i32 = 10;
     // On Linux it counts for the calling thread alone. Where it is refused all are equal, as before.
-    if let Err(error) = rustix::process::nice(nice) {
+    if let Err(error) = rustix::process::nice(NICE) {
         tracing::debug!(%error, "the sinks' threads run at the priority of all others");
     }
 }
@@ -481,7 +478,7 @@ impl Sinks {
             }
             let name = format!("sink-{}-{partition}", shared.name);
             let thread = std::thread::Builder::new().name(name).spawn(move || {
-                give_way(NICE);
+                give_way();
                 worker.run();
             });
             let thread = thread.map_err(|source| SinkStartError::Io {

@@ -1,4 +1,4 @@
-//! What a sink does beside writing: one thread for each sink that has such work, behind all others.
+//! What a sink does beside writing: one thread for each sink that has such work.
 
 use std::{
     sync::{
@@ -99,6 +99,15 @@ impl Turn<'_> {
         let shared = self.partitions.iter().find(|s| s.log.partition() == partition)?;
         let bytes = shared.memory.share() / MEMORY_PART;
         Some(Room { _aside: shared.memory.aside(bytes / FACTOR)?, bytes })
+    }
+}
+
+/// Puts this thread behind all others of the program, for work that may take long.
+pub fn step_back() {
+    const LAST: i32 = 9;
+    // On Linux it counts for the calling thread alone, on top of what it inherited.
+    if let Err(error) = rustix::process::nice(LAST) {
+        tracing::debug!(%error, "work beside writing runs at the priority of writing");
     }
 }
 

@@ -32,7 +32,7 @@ use super::{
     super::{
         rows::Lane,
         status::JoinStatus,
-        upkeep::{Room, Turn},
+        upkeep::{self, Room, Turn},
     },
     layout::{FileName, Format},
     store::LakeStore,
@@ -250,7 +250,7 @@ impl Merger {
     }
 
     fn round(&self, store: &LakeStore, turn: &Turn<'_>) -> Result<Duration, String> {
-        let ended = self.resume(store)?;
+        let ended = self.resume(store, &|| turn.stop())?;
         self.count(ended);
         let Some(settings) = self.settings else { return Ok(Duration::from_secs(3_600)) };
         if turn.busy() {
@@ -279,7 +279,16 @@ impl Merger {
         turn: &Turn<'_>,
         taken: &mut Vec<(Folder, u64, bool)>,
     ) -> Result<(), String> {
-        let batch = self.prepare(store, settings, turn, taken)?;
+        // Behind all else while it takes long; what readers wait for is not.
+        let batch = std::thread::scope(|scope| {
+            let builder = std::thread::Builder::new().name(format!("join-{}", self.sink));
+            let prepare = || {
+                upkeep::step_back();
+                self.prepare(store, settings, turn, taken)
+            };
+            let thread = builder.spawn_scoped(scope, prepare).map_err(|e| e.to_string())?;
+            thread.join().unwrap_or_else(|_| Err("the thread that joins had panicked".to_owned()))
+        })?;
         if !batch.prepared.is_empty() && !turn.stop() {
             let published = self.publish(store, &batch.prepared, &|| turn.stop())?;
             self.count(published);
@@ -440,5 +449,50 @@ impl Merger {
             }
         }
         Ok(done)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Option<Settings>, String> {
+        let table: toml::Table = text.parse().unwrap();
+        Settings::read(table.get("merge").unwrap())
+    }
+
+    #[test]
+    fn joining_is_switched_on_by_true_or_by_a_table() {
+        assert_eq!(read("merge = false").unwrap(), None);
+        assert_eq!(read("merge = true").unwrap(), Some(Settings::default()));
+        assert_eq!(read("merge = {}").unwrap(), Some(Settings::default()));
+        let settings = read("merge = { after = '0s', small = '1MiB', settle = '2s' }").unwrap();
+        let expected = Settings {
+            after: Span::seconds(0),
+            small: Size::mib(1),
+            settle: Some(Span::seconds(2)),
+            ..Settings::default()
+        };
+        assert_eq!(settings, Some(expected));
+        for text in ["merge = 3", "merge = { x = 1 }", "merge = { settle = '11m' }", "merge = 'on'"]
+        {
+            assert!(read(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_oldest_folders_are_forgotten_first() {
+        let mut todo = Todo::default();
+        let lane = |n: usize| Lane {
+            tenant: tidegate_event::TenantId::new(&format!("t{n}")).unwrap(),
+            event_type: tidegate_event::EventType::new("view").unwrap(),
+            dead: false,
+        };
+        for n in 0..FOLDERS_MAX + 5 {
+            todo.add((n as i64, lane(n)));
+        }
+        assert_eq!(todo.folders.len(), FOLDERS_MAX);
+        assert_eq!(todo.folders.first_key_value().unwrap().0.0, 5);
     }
 }

@@ -121,7 +121,7 @@ impl Merger {
                 }
             }
         }
-        self.end(store, false)
+        self.end(store, None)
     }
 
     /// What a blocker says.
@@ -148,21 +148,28 @@ impl Merger {
     ///
     /// # Errors
     /// What could not be done; it is tried again.
-    pub fn resume(&self, store: &LakeStore) -> Result<Published, String> {
-        self.end(store, true)
+    pub fn resume(&self, store: &LakeStore, stop: &dyn Fn() -> bool) -> Result<Published, String> {
+        self.end(store, Some(stop))
     }
 
-    /// `doubt`: a joined file may have been put and nobody knows.
-    fn end(&self, store: &LakeStore, doubt: bool) -> Result<Published, String> {
+    /// `doubt`: a joined file may have been put and nobody knows; whether to stop waiting for it.
+    fn end(
+        &self,
+        store: &LakeStore,
+        doubt: Option<&dyn Fn() -> bool>,
+    ) -> Result<Published, String> {
         let joins = self.lock().joins.clone();
         if joins.is_empty() {
             return Ok(Published::default());
         }
         let mut done = self.forward(store, &joins)?;
         let all: usize = joins.iter().map(|join| join.groups.len()).sum();
-        if doubt && done.made < all as u64 && !store.is_local() {
+        if let Some(stop) = doubt.filter(|_| done.made < all as u64 && !store.is_local()) {
             // A put whose answer was lost may be applied yet: then it must find its blocker.
-            self.sleep(LATE, &|| false);
+            self.sleep(LATE, stop);
+            if stop() {
+                return Ok(done);
+            }
             let before = done.removed;
             done = self.forward(store, &joins)?;
             done.removed += before;
