@@ -26,7 +26,11 @@ os.environ.setdefault("TIDEGATE_BIN_DIR", str(REPOSITORY / "target" / "release")
 import numpy  # noqa: E402
 from clickhouse_engine import ClickHouse  # noqa: E402
 from clickhouse_engine import sink as clickhouse_sink  # noqa: E402
-from harness import Server, wait_until  # noqa: E402
+from harness import Server, free_ports, wait_until  # noqa: E402
+from search import OpenSearch  # noqa: E402
+
+import brokers  # noqa: E402
+from brokers import Kafka  # noqa: E402
 
 # Threads by their names; all others are the edge's.
 STAGES = {
@@ -51,6 +55,8 @@ class Part:
     sink: str = "lake"
     server: dict = field(default_factory=dict)
     engines: list = field(default_factory=list)
+    # What runs behind it, for who asks it more.
+    engine: object = None
 
 
 def parse():
@@ -110,13 +116,90 @@ def lake(folder):
 def clickhouse(folder):
     engine = ClickHouse(folder / "clickhouse").start()
     try:
-        yield Part("embedded log, ClickHouse", "clickhouse", {"sink": clickhouse_sink(engine, age="1s"), "alone": True}, [engine.process.pid])
+        yield Part("embedded log, ClickHouse", "clickhouse", {"sink": clickhouse_sink(engine, age="1s"), "alone": True}, [engine.process.pid], engine)
     finally:
         engine.kill()
 
 
+@contextlib.contextmanager
+def kafka_broker(folder):
+    """One broker: what three cost, and what their copies cost, is Kafka's own."""
+    kafka = Kafka(folder / "kafka", free_ports, wait_until)
+    try:
+        yield kafka
+    finally:
+        kafka.end()
+
+
+@contextlib.contextmanager
+def kafka_log(folder):
+    with kafka_broker(folder) as kafka:
+        log = (
+            f'kind = "kafka"\ndedup_window = "0s"\n[log.kafka]\nservers = {json.dumps(kafka.servers)}\ntopic = "bench"\n'
+            "create = true\npartitions = 2\nreplication = 1\nmin_insync = 1\n"
+        )
+        pids = [process.pid for process in kafka.processes.values()]
+        yield Part("log on Kafka (one broker), no sink", server={"sink_kind": "blackhole", "log": log}, engines=pids)
+
+
+@contextlib.contextmanager
+def kafka(folder):
+    with kafka_broker(folder) as cluster:
+        sink = (
+            f'[[sink]]\nname = "kafka"\nkind = "kafka"\nflush = {{ age = "1s" }}\n[sink.options]\n'
+            f"servers = {json.dumps(cluster.servers)}\ncreate_topics = {{ partitions = 2, replication = 1 }}\n"
+        )
+        pids = [process.pid for process in cluster.processes.values()]
+        yield Part("embedded log, Kafka sink (one broker)", "kafka", {"sink": sink, "alone": True}, pids)
+
+
+@contextlib.contextmanager
+def elasticsearch(folder):
+    engine = OpenSearch(folder / "opensearch").start()
+    try:
+        url = json.dumps(engine.url)
+        sink = f'[[sink]]\nname = "search"\nkind = "elasticsearch"\nurl = {url}\nflush = {{ age = "1s" }}\n[sink.options]\ncreate_template = true\n'
+        yield Part("embedded log, OpenSearch", "search", {"sink": sink, "alone": True}, [engine.process.pid])
+    finally:
+        engine.end()
+
+
 # A row each; what a part needs runs as long as it is measured.
-PARTS = [blackhole, lake, clickhouse]
+PARTS = [blackhole, lake, clickhouse, kafka_log, kafka, elasticsearch]
+
+
+def own_producer(events, event_bytes):
+    """Kafka's own producer-perf into one broker, every copy acknowledged: events a second."""
+    with tempfile.TemporaryDirectory(dir=REPOSITORY / "target") as folder, kafka_broker(Path(folder)) as cluster:
+        cluster.make_topic("bench", partitions=2)
+        before = sum(cpu_of(process.pid) for process in cluster.processes.values())
+        printed = brokers.tool(
+            "ProducerPerformance", "--topic", "bench", "--num-records", str(events), "--record-size", str(event_bytes),
+            "--throughput", "-1", "--producer-props", f"bootstrap.servers={cluster.servers}", "acks=all", "linger.ms=5",
+        )  # fmt: skip
+        engine = (sum(cpu_of(process.pid) for process in cluster.processes.values()) - before) / (events / 1e6)
+        return float(re.findall(r"([\d.]+) records/sec", printed)[-1]), engine
+
+
+def own_insert(events, event_bytes):
+    """ClickHouse's own insert of the same rows, from one of its tables into another like it: rows a second."""
+    with tempfile.TemporaryDirectory(dir=REPOSITORY / "target") as folder, clickhouse(Path(folder)) as part:
+        server, engine = server_of(part, Path(folder)), part.engine
+        try:
+            key = server.add_tenant("bench")
+            command = server.ctl_command("load", "--events", events, "--batch", 500, "--event-bytes", event_bytes, "--json")
+            subprocess.run(command, env=server.ctl_environment(key), check=True, capture_output=True)
+            server.settle()
+            table = engine.ask("SELECT name FROM system.tables WHERE database = 'tidegate' ORDER BY total_rows DESC LIMIT 1 FORMAT JSONEachRow")[0]
+            name = f"tidegate.`{table['name']}`"
+            rows = engine.ask(f"SELECT count() AS n FROM {name} FORMAT JSONEachRow")[0]["n"]
+            engine.ask(f"CREATE TABLE tidegate.copy AS {name}")
+            before, started = cpu_of(engine.process.pid), time.monotonic()
+            engine.ask(f"INSERT INTO tidegate.copy SELECT * FROM {name}")
+            took = time.monotonic() - started
+            return rows / took, (cpu_of(engine.process.pid) - before) / (rows / 1e6)
+        finally:
+            server.stop()
 
 
 def server_of(part, folder):
@@ -141,6 +224,7 @@ def measure(make, events, event_bytes, seconds, connections, rate):
     with tempfile.TemporaryDirectory(dir=REPOSITORY / "target") as folder, make(Path(folder)) as part:
         server = server_of(part, Path(folder))
         try:
+            wait_until("its sinks run", lambda: server.status()["log"].get("partitions_owned", [0]) != [])
             key = server.add_tenant("bench")
             command = server.ctl_command(
                 "load", "--duration", f"{seconds}s", "--batch", events, "--event-bytes", event_bytes, "--connections", connections,
@@ -191,6 +275,15 @@ def table(rows):
         cells = [f"{median(runs, key):,.0f}" for key in ("acknowledged_per_second", "visible_per_second")]
         cells += [f"{value:.2f}" for value in (*stages, sum(stages), median(runs, "engine"), median(runs, "client"))]
         print("| " + " | ".join([name, *cells]) + " |", flush=True)
+
+
+def references(options):
+    """What the engines do by themselves with as many and as large."""
+    events = 1_000_000
+    for name, own in {"Kafka's producer-perf, acks=all": own_producer, "ClickHouse, INSERT SELECT of the rows": own_insert}.items():
+        runs = [own(events, options.event_bytes) for _ in range(options.runs)]
+        rate, engine = (float(numpy.median([run[at] for run in runs])) for at in (0, 1))
+        print(f"| {name} | {rate:,.0f} | {rate:,.0f} | | | | | | {engine:.2f} | |", flush=True)
 
 
 def fit(samples):
@@ -261,6 +354,8 @@ def main():
     else:
         print(f"{machine()}; {options.events} events of {options.event_bytes} bytes a request; CPU in seconds per million events\n")
         table(rows)
+        if not options.only:
+            references(options)
     if options.json:
         options.json.write_text(json.dumps({"machine": machine(), "runs": kept}, indent=1))
 

@@ -17,7 +17,7 @@ case "${1:?build, test or redis}" in
     want openssl openssl
     want strace strace
     want redis-server redis-server
-    want java default-jre-headless # S3Proxy and Apache Kafka, which Maven fetches
+    want javac default-jdk-headless # S3Proxy, Apache Kafka and OpenSearch, which Maven fetches
     want mvn maven
     want mkfs.ext4 e2fsprogs
     compgen -G '/usr/lib/*/faketime/libfaketime.so.1' >/dev/null || packages+=(libfaketime)
