@@ -14,7 +14,7 @@ use tidegate_ingest::{
         writer,
     },
     normalize::SchemaStore,
-    sink::state::State,
+    sink::state::{Files, State, StateStores as _},
     storage::Storage,
 };
 
@@ -57,12 +57,13 @@ fn state(bytes: &[u8]) {
     assert_eq!(State::decode(&state.encode().unwrap()).unwrap(), state);
     assert!(state.lowest() <= state.cursor);
     let disk = Memory::default();
-    disk.put("/d/lake-0.json", bytes.to_vec());
-    let path = Path::new("/d/lake-0.json");
-    let loaded = State::load(&disk, path, &state.log_id, state.partition).unwrap();
+    disk.put(&format!("/d/lake-{}.json", state.partition), bytes.to_vec());
+    let (storage, dir) = (Arc::new(disk), "/d".into());
+    let store = Files { storage, dir, partition: state.partition }.of("lake");
+    let loaded = State::load(&*store, &state.log_id, state.partition).unwrap();
     assert_eq!(loaded.as_ref(), Some(&state));
-    state.save(&disk, path).unwrap();
-    assert_eq!(State::load(&disk, path, &state.log_id, state.partition).unwrap(), Some(state));
+    state.save(&*store).unwrap();
+    assert_eq!(State::load(&*store, &state.log_id, state.partition).unwrap(), Some(state));
 }
 
 fn ledger(bytes: &[u8]) {
