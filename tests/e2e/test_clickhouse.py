@@ -10,8 +10,8 @@ import subprocess
 import time
 
 import pytest
-from clickhouse_engine import ClickHouse, check_once, check_same, lake_rows, sink, sink_status, table_rows
-from harness import Load, http, journal_ids, tally, wait_until
+from clickhouse_engine import PASSWORD, ClickHouse, check_once, check_same, lake_rows, sink, sink_status, table_rows
+from harness import Load, http, journal_ids, tally, toml, wait_until
 
 KILLS = int(os.environ.get("CLICKHOUSE_KILLS", "30"))
 WINDOW = "non_replicated_deduplication_window"
