@@ -90,7 +90,8 @@ pub struct Plan {
     pub requests_per_second: f64,
     /// Bytes of events a second.
     pub bytes_per_second: f64,
-    /// Partitions of the log, so that no writer's thread is busier than wanted.
+    /// Partitions of the log: so that no writer's thread is busier than wanted; of a topic, two for each
+    /// machine and one for each 10 MB/s.
     pub partitions: u64,
     /// Bytes a second that the log's disks take, all copies.
     pub log_bytes_per_second: f64,
@@ -113,6 +114,9 @@ const LOG_OVERHEAD: f64 = 48.0;
 /// The age of ClickHouse's windows where inserts are few.
 const CLICKHOUSE_SECONDS: f64 = 0.7;
 
+/// Bytes a second for one partition of a topic: a rule of thumb, far below what one can do.
+const TOPIC_PARTITION_BYTES: f64 = 10e6;
+
 /// What `load` takes.
 ///
 /// # Errors
@@ -128,15 +132,23 @@ pub fn plan(load: &Load, figures: &Figures) -> Result<Plan, String> {
         needs.push(Need { part, micros_per_event: micros, busy_cores, cores });
         busy_cores
     };
-    let base = "blackhole";
+    let on_kafka = load.copies > 1;
+    let (base, thread, name) = if on_kafka {
+        ("kafka_log", "kafka", "client of Kafka")
+    } else {
+        ("blackhole", "writer", "writer and log")
+    };
     let of = |what: &str, part: &str| {
         figures.cost(what, part).ok_or_else(|| format!("{part} was not measured with {what}"))
     };
     let mut server = need("edge and normalizer", of(base, "edge")?);
-    let writer = need("writer and log", of(base, "writer")?);
+    let writer = need(name, of(base, thread)?);
     server += writer;
     for sink in &load.sinks {
         server += need(&format!("sink {sink}"), of(sink, "sink").map_err(|_| sink.clone())?);
+        if let Some(client) = figures.cost(sink, "kafka") {
+            server += need(&format!("sink {sink}, client"), client);
+        }
     }
     for sink in &load.sinks {
         if let Some(engine) = figures.cost(sink, "engine") {
@@ -149,6 +161,9 @@ pub fn plan(load: &Load, figures: &Figures) -> Result<Plan, String> {
     let bytes_per_second = load.events_per_second * load.event_bytes;
     let log = load.events_per_second * (load.event_bytes + LOG_OVERHEAD) * load.copies as f64;
     let lanes = load.tenants * load.event_types;
+    // Of a topic: two for each machine, so that they can be shared out anew, and none too busy.
+    let of_topic = (2.0 * (least + spare)).max((bytes_per_second / TOPIC_PARTITION_BYTES).ceil());
+    let of_folder = (writer / load.utilisation).ceil().max(1.0);
     let window = CLICKHOUSE_SECONDS.max(lanes as f64 / load.inserts_per_second);
     Ok(Plan {
         needs,
@@ -156,7 +171,7 @@ pub fn plan(load: &Load, figures: &Figures) -> Result<Plan, String> {
         machines: whole(least + spare),
         requests_per_second: load.events_per_second / load.events_per_request,
         bytes_per_second,
-        partitions: whole((writer / load.utilisation).ceil().max(1.0)),
+        partitions: whole(if on_kafka { of_topic } else { of_folder }),
         log_bytes_per_second: log,
         log_bytes: log * load.retention_seconds / 0.75,
         stored_bytes_per_day: bytes_per_second * load.compressed * 86_400.0,
@@ -183,6 +198,7 @@ mod tests {
             "machine = 'm'\nmeasured = 'd'\n\
              [parts.blackhole.edge]\nrequest = 100\nevent = 1\nbyte = 0.001\n\
              [parts.blackhole.writer]\nrequest = 10\nevent = 0.1\n\
+             [parts.kafka_log.edge]\nevent = 2\n[parts.kafka_log.kafka]\nevent = 3\n\
              [parts.lake.sink]\nevent = 2\n\
              [parts.clickhouse.sink]\nevent = 1\n[parts.clickhouse.engine]\nevent = 4\n",
         )
@@ -242,6 +258,8 @@ mod tests {
         let many = plan(&many, &figures()).unwrap();
         assert_eq!(many.clickhouse_window_seconds, CLICKHOUSE_SECONDS);
         assert_eq!(many.log_bytes_per_second, 3.0 * few.log_bytes_per_second);
+        // 2 + 3 + 2 µs at half use of 2 cores: one machine; 50 MB/s in partitions of 10.
+        assert_eq!((many.machines, many.partitions), (1, 5));
     }
 
     #[test]
