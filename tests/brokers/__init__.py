@@ -1,7 +1,6 @@
 """Apache Kafka on loopback, as its own makers publish it: brokers in KRaft mode that a test may kill, pause and start again."""
 
 import base64
-import os
 import shutil
 import signal
 import socket
@@ -9,8 +8,9 @@ import subprocess
 import uuid
 from pathlib import Path
 
+import maven
+
 HERE = Path(__file__).resolve().parent
-MAVEN = Path(os.environ.get("MAVEN_REPOSITORY", Path.home() / ".m2" / "repository"))
 HEAP = "256m"
 # What a cluster on one machine needs, and what makes its tests quick: no waiting for members that may yet come.
 COMMON = {
@@ -32,19 +32,8 @@ def why_no_kafka():
 
 
 def class_path():
-    """Kafka's jars, fetched by Maven where they are not here yet."""
-    kept = MAVEN / "tidegate-brokers.classpath"
-    pom = HERE / "pom.xml"
-    fresh = kept.exists() and kept.stat().st_mtime >= pom.stat().st_mtime
-    if not fresh or not all(Path(jar).exists() for jar in kept.read_text().split(":")):
-        MAVEN.mkdir(parents=True, exist_ok=True)
-        beside = MAVEN / f"tidegate-brokers.{os.getpid()}"
-        subprocess.run(
-            ["mvn", "-q", "-B", "-f", pom, f"-Dmaven.repo.local={MAVEN}", "dependency:build-classpath", f"-Dmdep.outputFile={beside}"],
-            check=True, stdin=subprocess.DEVNULL, timeout=600,
-        )  # fmt: skip
-        beside.replace(kept)
-    return kept.read_text()
+    """Its jars, fetched by Maven where they are not here yet."""
+    return maven.class_path(HERE / "pom.xml", "brokers")
 
 
 def java(*arguments, heap=HEAP, options=()):

@@ -11,9 +11,9 @@ import time
 
 import pytest
 from clickhouse_engine import PASSWORD, ClickHouse, check_once, check_same, lake_rows, sink, sink_status, table_rows
-from harness import Load, http, journal_ids, tally, toml, wait_until
+from harness import Load, journal_ids, tally, toml, wait_until
 
-KILLS = int(os.environ.get("CLICKHOUSE_KILLS", "30"))
+KILLS = int(os.environ.get("CLICKHOUSE_KILLS", "10"))
 WINDOW = "non_replicated_deduplication_window"
 
 

@@ -22,7 +22,7 @@ from harness import Load, PATIENCE, exact, http, journal_ids, lake_ids, tally, t
 from search import OpenSearch, why_no_opensearch  # noqa: E402
 from search.front import Front  # noqa: E402
 
-KILLS = int(os.environ.get("ELASTICSEARCH_KILLS", "25"))
+KILLS = int(os.environ.get("ELASTICSEARCH_KILLS", "8"))
 
 
 @pytest.fixture

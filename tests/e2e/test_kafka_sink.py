@@ -21,7 +21,7 @@ from brokers import Kafka, why_no_kafka  # noqa: E402
 from brokers.front import END_TRANSACTION, INIT_PRODUCER_ID, PRODUCE, Front  # noqa: E402
 from harness import Load, exact, free_ports, journal_ids, lake_ids, tally, toml, wait_until  # noqa: E402
 
-KILLS = int(os.environ.get("KAFKA_SINK_KILLS", "20"))
+KILLS = int(os.environ.get("KAFKA_SINK_KILLS", "6"))
 COLUMNS = ("log_id", "log_partition", "log_offset", "event_id")
 
 

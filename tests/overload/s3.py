@@ -2,7 +2,6 @@
 
 import contextlib
 import http.client
-import os
 import shutil
 import subprocess
 import sys
@@ -11,10 +10,10 @@ import time
 import urllib.parse
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import boto3
 import botocore.config
+import maven
 import pyarrow.fs
 from harness import free_ports, http as ask, wait_until
 
@@ -52,12 +51,9 @@ def moto(port, folder):
 
 def s3proxy(port, folder):
     """S3Proxy on a folder; takes the key `test` with the secret `test` and no other."""
-    maven = Path(os.environ.get("MAVEN_REPOSITORY", Path.home() / ".m2" / "repository"))
-    if not (maven / S3PROXY_JAR).exists():
-        subprocess.run(
-            ["mvn", "-q", "-B", f"-Dmaven.repo.local={maven}", "dependency:get", f"-Dartifact={S3PROXY}", "-Dtransitive=false"],
-            check=True, stdin=subprocess.DEVNULL, timeout=300,
-        )  # fmt: skip
+    jar = maven.MAVEN / S3PROXY_JAR
+    if not jar.exists():
+        maven.maven("dependency:get", f"-Dartifact={S3PROXY}", "-Dtransitive=false")
     files = folder / "s3proxy"
     files.mkdir()
     settings = folder / "s3proxy.properties"
@@ -65,7 +61,7 @@ def s3proxy(port, folder):
         f"s3proxy.endpoint=http://127.0.0.1:{port}\ns3proxy.authorization=aws-v2-or-v4\ns3proxy.identity=test\n"
         f"s3proxy.credential=test\njclouds.provider=filesystem-nio2\njclouds.filesystem.basedir={files}\n"
     )
-    return ["java", "-Xmx256m", "-jar", str(maven / S3PROXY_JAR), "--properties", str(settings)]
+    return ["java", "-Xmx256m", "-jar", str(jar), "--properties", str(settings)]
 
 
 def why_no_s3proxy():

@@ -1,13 +1,13 @@
 """OpenSearch on loopback, as its own makers publish it: one node that a test may kill, pause and start again."""
 
-import os
 import shutil
 import signal
 import subprocess
 from pathlib import Path
 
+import maven
+
 HERE = Path(__file__).resolve().parent
-MAVEN = Path(os.environ.get("MAVEN_REPOSITORY", Path.home() / ".m2" / "repository"))
 HEAP = "512m"
 
 
@@ -20,19 +20,8 @@ def why_no_opensearch():
 
 
 def class_path():
-    """OpenSearch's jars, fetched by Maven where they are not here yet."""
-    kept = MAVEN / "tidegate-search.classpath"
-    pom = HERE / "pom.xml"
-    fresh = kept.exists() and kept.stat().st_mtime >= pom.stat().st_mtime
-    if not fresh or not all(Path(jar).exists() for jar in kept.read_text().split(":")):
-        MAVEN.mkdir(parents=True, exist_ok=True)
-        beside = MAVEN / f"tidegate-search.{os.getpid()}"
-        subprocess.run(
-            ["mvn", "-q", "-B", "-f", pom, f"-Dmaven.repo.local={MAVEN}", "dependency:build-classpath", f"-Dmdep.outputFile={beside}"],
-            check=True, stdin=subprocess.DEVNULL, timeout=600,
-        )  # fmt: skip
-        beside.replace(kept)
-    return kept.read_text()
+    """Its jars, fetched by Maven where they are not here yet."""
+    return maven.class_path(HERE / "pom.xml", "search")
 
 
 class OpenSearch:
