@@ -81,7 +81,8 @@ pub fn run(args: &CapacityArgs, context: &Context) -> Result<Verdict, Fault> {
     let figures = figures(args)?;
     let load = load(args)?;
     let plan = plan::plan(&load, &figures).map_err(|what| {
-        let known: Vec<_> = figures.parts.keys().map(String::as_str).collect();
+        let is_sink = |name: &&str| !matches!(*name, "blackhole" | "kafka_log");
+        let known: Vec<_> = figures.parts.keys().map(String::as_str).filter(is_sink).collect();
         Fault::Usage(format!("{what} was not measured; there is {}", known.join(", ")))
     })?;
     if context.out.json {

@@ -150,6 +150,9 @@ pub fn plan(load: &Load, figures: &Figures) -> Result<Plan, String> {
             server += need(&format!("sink {sink}, client"), client);
         }
     }
+    if let Some(brokers) = figures.cost(base, "engine") {
+        need("Kafka's brokers, for one copy", brokers);
+    }
     for sink in &load.sinks {
         if let Some(engine) = figures.cost(sink, "engine") {
             need(&format!("{sink} itself, to insert"), engine);
