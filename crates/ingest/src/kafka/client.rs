@@ -18,7 +18,7 @@ use rdkafka::{
 };
 use tokio::runtime::Handle;
 
-use super::{KafkaConfig, config::Mechanism, oauth};
+use super::{KafkaConfig, Sasl, config::Mechanism, oauth, reach};
 
 /// Bytes that one reader fetches ahead at most.
 const READ_AHEAD_KIB: u64 = 2 << 10;
@@ -115,33 +115,11 @@ impl Clients {
         for (name, value) in &config.options {
             base.set(name, value);
         }
-        base.set("bootstrap.servers", &config.servers)
-            .set("client.id", "tidegate")
-            .set("allow.auto.create.topics", "false")
-            .set("log.connection.close", "false")
-            .set("topic.metadata.refresh.interval.ms", "30000")
-            .set("reconnect.backoff.max.ms", "2000");
-        let protocol = match (&config.tls, &config.sasl) {
-            (None, None) => "plaintext",
-            (Some(_), None) => "ssl",
-            (None, Some(_)) => "sasl_plaintext",
-            (Some(_), Some(_)) => "sasl_ssl",
-        };
-        base.set("security.protocol", protocol);
-        if let Some(tls) = &config.tls {
-            let ca = tls.ca.as_ref().map(|path| path.display().to_string());
-            base.set("ssl.ca.location", ca.as_deref().unwrap_or("probe"));
-            if let (Some(certificate), Some(key)) = (&tls.certificate, &tls.key) {
-                base.set("ssl.certificate.location", certificate.display().to_string());
-                base.set("ssl.key.location", key.display().to_string());
-            }
+        let (tls, sasl) = (config.tls.as_ref(), config.sasl.as_ref());
+        for (name, value) in reach::settings(&config.servers, tls, sasl, Sasl::secret)? {
+            base.set(name, value);
         }
-        if let Some(sasl) = &config.sasl {
-            base.set("sasl.mechanism", sasl.mechanism.name());
-            if sasl.mechanism != Mechanism::OauthBearer {
-                base.set("sasl.username", &sasl.user).set("sasl.password", sasl.secret()?);
-            }
-        }
+        base.set("topic.metadata.refresh.interval.ms", "30000");
         Ok(Self { config: config.clone(), base, runtime, heard: Arc::default() })
     }
 

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+use super::reach;
 use crate::config::Span;
 
 /// `[log.kafka]`
@@ -229,12 +230,7 @@ impl KafkaConfig {
                 faults.push(text.to_owned());
             }
         };
-        let address = |server: &str| {
-            server.trim().rsplit_once(':').is_some_and(|(host, port)| {
-                !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0)
-            })
-        };
-        need(self.servers.split(',').all(address), "servers: write host:port, separated by commas");
+        need(reach::are_servers(&self.servers), "servers: write host:port, separated by commas");
         need(
             is_topic(&self.topic),
             "topic: 1 to 200 of A-Z, a-z, 0-9, '.', '_' and '-', and neither '.' nor '..'",

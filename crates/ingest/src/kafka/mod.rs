@@ -3,6 +3,7 @@
 //! | file | what for |
 //! | --- | --- |
 //! | `config` | `[log.kafka]`; `client`, `oauth`: what clients are made from it |
+//! | `reach` | how brokers are reached, for sinks too |
 //! | `check` | at the start: can these topics keep what is promised? |
 //! | `identity` | the log's id, made once and kept beside the log |
 //! | `message` | one event as one message, and back, without loss |
@@ -16,6 +17,8 @@
 //! Offsets and partitions are Kafka's own. Retention is Kafka's too: it waits for no sink.
 
 mod config;
+#[cfg_attr(not(feature = "kafka"), allow(dead_code))]
+pub(crate) mod reach;
 
 #[cfg(feature = "kafka")]
 mod check;

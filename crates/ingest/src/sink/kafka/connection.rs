@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::super::secret;
-use crate::kafka::{Mechanism, Sasl, Tls};
+use crate::kafka::{Mechanism, Sasl, Tls, reach};
 
 /// How brokers are reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,12 +57,7 @@ const NOT_FOR_OPTIONS: &[&str] = &[
 impl Connection {
     /// What is wrong with it, as far as can be told without asking a broker.
     pub fn fault(&self) -> Option<String> {
-        let address = |server: &str| {
-            server.trim().rsplit_once(':').is_some_and(|(host, port)| {
-                !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0)
-            })
-        };
-        if !self.servers.split(',').all(address) {
+        if !reach::are_servers(&self.servers) {
             return Some("servers: write host:port, separated by commas".to_owned());
         }
         let tls = self.tls.as_ref();
@@ -92,34 +87,14 @@ impl Connection {
     /// # Errors
     /// One line for people that holds no secret.
     pub fn settings(&self) -> Result<BTreeMap<String, String>, String> {
-        let mut settings = self.options.clone();
-        let mut set = |name: &str, value: String| settings.insert(name.to_owned(), value);
-        set("bootstrap.servers", self.servers.clone());
-        set("client.id", "tidegate".to_owned());
-        set("allow.auto.create.topics", "false".to_owned());
-        set("log.connection.close", "false".to_owned());
-        set("reconnect.backoff.max.ms", "2000".to_owned());
-        let protocol = match (&self.tls, &self.sasl) {
-            (None, None) => "plaintext",
-            (Some(_), None) => "ssl",
-            (None, Some(_)) => "sasl_plaintext",
-            (Some(_), Some(_)) => "sasl_ssl",
+        let secret = |sasl: &Sasl| {
+            secret::look_up(&sasl.password)
+                .map_err(|cause| format!("options.sasl.password: {cause}"))
         };
-        set("security.protocol", protocol.to_owned());
-        if let Some(tls) = &self.tls {
-            let ca = tls.ca.as_ref().map_or("probe".to_owned(), |path| path.display().to_string());
-            set("ssl.ca.location", ca);
-            if let (Some(certificate), Some(key)) = (&tls.certificate, &tls.key) {
-                set("ssl.certificate.location", certificate.display().to_string());
-                set("ssl.key.location", key.display().to_string());
-            }
-        }
-        if let Some(sasl) = &self.sasl {
-            let password = secret::look_up(&sasl.password)
-                .map_err(|cause| format!("options.sasl.password: {cause}"))?;
-            set("sasl.mechanism", sasl.mechanism.name().to_owned());
-            set("sasl.username", sasl.user.clone());
-            set("sasl.password", password);
+        let (tls, sasl) = (self.tls.as_ref(), self.sasl.as_ref());
+        let mut settings = self.options.clone();
+        for (name, value) in reach::settings(&self.servers, tls, sasl, secret)? {
+            settings.insert(name.to_owned(), value);
         }
         Ok(settings)
     }

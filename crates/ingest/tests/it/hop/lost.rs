@@ -2,7 +2,7 @@
 
 use std::{
     net::{SocketAddr, TcpListener},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use tempfile::tempdir;
@@ -153,13 +153,12 @@ fn a_batch_that_nobody_waits_for_any_longer_is_not_begun() {
 #[test]
 fn a_role_that_shuts_down_sends_its_callers_elsewhere_and_ends_well() {
     let dir = tempdir().unwrap();
-    let writer = Server::role(dir.path(), "writer", "");
+    // So long that a wait for idle callers would not end.
+    let writer = Server::role(dir.path(), "writer", "[edge.timeouts]\ndrain = \"1h\"\n");
     let caller = Caller::of(writer.public, &HopConfig::default());
     let peer = caller.is_taken();
     writer.signal(rustix::process::Signal::TERM);
     wait_for("its callers to know", || peer.state().is_none_or(|state| state.draining));
-    let start = Instant::now();
     assert_eq!(writer.terminate(), Some(0));
-    assert!(start.elapsed() < Duration::from_secs(25), "it does not wait for idle callers");
     wait_for("it to be gone", || peer.state().is_none());
 }
