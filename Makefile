@@ -38,7 +38,7 @@ run: build-needs ## Build and start `ingestd --dev` on this machine
 
 test: unit e2e ## All tests: the workspace's own, then the real programs end to end
 
-unit: build-needs ## The workspace's own tests
+unit: build-needs venv ## The workspace's own tests
 	$(CARGO) test --workspace --locked
 
 e2e: build-needs venv ## The real programs, with other people's clients and readers
