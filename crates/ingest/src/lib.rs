@@ -30,6 +30,7 @@ pub mod metrics;
 pub mod normalize;
 pub mod pipeline;
 pub mod quota;
+pub mod replay;
 pub mod shed;
 pub mod sink;
 pub mod storage;
