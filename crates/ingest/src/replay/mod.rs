@@ -15,6 +15,8 @@
 
 mod plan;
 
+pub use crate::sink::shadow::{ShadowPlace, ShadowSink};
+
 pub use plan::{
     Content, EventAt, Judging, KeptDead, LaneCount, Plan, PlanFileError, PlanId, PlanIdError,
     SchemaCount, SchemaPin, Selection, Slice, Target,
