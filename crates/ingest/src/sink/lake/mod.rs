@@ -8,10 +8,11 @@
 //! | `columns` | flat vectors of values |
 //! | `parquet`, `jsonl` | a table as bytes; the same table, the same bytes |
 //! | `store` | puts a file whole, once, durable; `remote`: into an object store |
-//! | `inventory` | reads a lake back, for audits |
+//! | `inventory` | reads a lake back, for audits; `held`: which files hold some offsets |
 //! | `merge` | joins small files later |
 
 pub(super) mod columns;
+mod held;
 mod inventory;
 pub(super) mod jsonl;
 pub mod layout;
@@ -27,6 +28,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 
 pub use columns::{Column, Kind};
+pub use held::{Asked, HeldFile};
 pub use inventory::{FileFacts, InventoryError, LakeReader, LaneCheck};
 pub use layout::{FileName, Format};
 pub use project::{Project, SchemaColumn, Schemas};
