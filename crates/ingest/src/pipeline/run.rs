@@ -254,6 +254,7 @@ impl Building {
                 sink_delay: config.budget.sink_delay.0,
                 memory_bytes: division.sinks,
                 runtime,
+                background: false,
             },
         )
         .map_err(part("sinks"))?;
