@@ -58,7 +58,7 @@ delivery_timeout = "15s"
 
 
 def owned(server):
-    return server.status()["log"]["partitions_owned"]
+    return server.standing()["log"]["partitions_owned"]
 
 
 def readiness(server):
