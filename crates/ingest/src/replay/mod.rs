@@ -12,6 +12,9 @@
 //! | `address`, `marks`, `resolve` | where a window begins and ends: as it is written, named, found |
 //! | `request`, `planner`, `judging`, `scan` | what is asked for, what the window holds: a plan is made |
 //! | `check` | whether the world is still as the plan has it |
+//! | `judge` | what the log holds, judged again |
+//! | `source` | a window as a log of its own; `pace`: how fast it is read |
+//! | `job`, `jobs` | running a plan; all of a server's |
 //! | `compare` | live against shadow: what a replay would change |
 //!
 //! Why replay cannot reach live: a job writes through a `ShadowSink` alone, which is opened from a
@@ -20,13 +23,19 @@
 pub mod address;
 mod check;
 pub mod compare;
+pub mod job;
+pub mod jobs;
+mod judge;
 mod judging;
 pub mod marks;
+mod pace;
+mod plan;
 mod plan;
 pub mod planner;
 mod request;
 pub mod resolve;
 mod scan;
+mod source;
 
 pub use crate::sink::shadow::{ShadowPlace, ShadowSink};
 
