@@ -11,6 +11,7 @@
 //! | `crew`, `delivery`, `held` | its threads: a window's writer; lanes that wait alone, and catch up |
 //! | `desk` | what these threads share: board, state file, how rows are written |
 //! | `pace`, `memory`, `pressure` | which lane is slow; how large a window may be; what is shed |
+//! | `back` | a row as it is read back from a destination |
 //! | `reconcile` | holds a destination against the log, writes what it lost |
 //! | `freshness` | how old events are when they become visible, and what was promised |
 //! | `upkeep` | work beside writing, behind all else |
@@ -41,6 +42,7 @@ use crate::{
     storage::Storage,
 };
 
+pub mod back;
 mod blackhole;
 mod clickhouse;
 mod crew;
