@@ -17,6 +17,8 @@
 pub mod compare;
 mod plan;
 
+pub use crate::sink::shadow::{ShadowPlace, ShadowSink};
+
 pub use plan::{
     Content, EventAt, Judging, KeptDead, LaneCount, Plan, PlanFileError, PlanId, PlanIdError,
     SchemaCount, SchemaPin, Selection, Slice, Target,

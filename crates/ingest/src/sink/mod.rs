@@ -12,6 +12,7 @@
 //! | `desk` | what these threads share: board, state file, how rows are written |
 //! | `pace`, `memory`, `pressure` | which lane is slow; how large a window may be; what is shed |
 //! | `back` | a row as it is read back from a destination |
+//! | `shadow` | the shadow of a sink: where replay writes to |
 //! | `reconcile` | holds a destination against the log, writes what it lost |
 //! | `freshness` | how old events are when they become visible, and what was promised |
 //! | `upkeep` | work beside writing, behind all else |
@@ -64,6 +65,7 @@ pub mod reconcile;
 pub mod rows;
 pub mod runner;
 mod secret;
+pub mod shadow;
 pub mod source;
 pub mod start;
 pub mod state;
@@ -93,6 +95,8 @@ pub struct SinkKind {
     pub check: fn(&SinkConfig) -> Result<(), SinkConfigError>,
     /// Checks its configuration and opens it. Makes no request.
     pub open: OpenSink,
+    /// Where its shadows lie: never where a live sink of this kind writes.
+    pub shadow: shadow::MakeShadow,
 }
 
 impl SinkKind {
@@ -196,6 +200,14 @@ pub trait Sink: Send + Sync {
         Err((None, WriteError::Conflict { cause: "it cannot be asked which rows it has".into() }))
     }
 
+    /// Removes all that it holds: a shadow's last step.
+    ///
+    /// # Errors
+    /// What could not be removed, and what to do.
+    fn erase(&self, _: &shadow::Erase) -> Result<(), String> {
+        Err("a sink of this kind removes nothing: remove it by its own tools".to_owned())
+    }
+
     /// What the destination is to be spared, if anything now: windows that are not full wait for it.
     fn pause(&self) -> Option<Pause> {
         None
@@ -263,6 +275,13 @@ pub struct SinkConfig {
     /// Settings of this kind of sink alone.
     #[serde(default)]
     pub options: toml::Table,
+    /// What its shadows have in place of `options`, such as credentials of their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shadow: Option<toml::Table>,
+    /// Behind the name of every table, topic or stream: a shadow's, and empty for a live sink. No
+    /// configuration sets it.
+    #[serde(skip)]
+    pub suffix: String,
 }
 
 impl SinkConfig {
@@ -286,6 +305,8 @@ impl SinkConfig {
             objective: None,
             policy: Policy::default(),
             options: toml::Table::new(),
+            shadow: None,
+            suffix: String::new(),
         }
     }
 }

@@ -38,6 +38,7 @@ pub use store::{LakeStore, OpenStoreError, Put, StoreError, Wrap};
 
 use super::{
     LaneRows, Sink, SinkConfig, SinkConfigError, SinkContext, SinkKind, WriteError,
+    shadow::Erase,
     status::JoinStatus,
     upkeep::{Turn, Upkeep},
 };
@@ -49,6 +50,14 @@ pub(super) const KIND: SinkKind = SinkKind {
     name: "lake",
     check: |config| Options::read(config).map(|_| ()),
     open: |config, context| Ok(Arc::new(Lake::open(config, context, &|store| store)?)),
+    shadow: |config, data_dir| {
+        let id = config.suffix.rsplit('_').next().unwrap_or_default();
+        let url = format!("{}/shadow/{id}", url(config, data_dir).trim_end_matches('/'));
+        // Small files of a shadow are nobody's matter.
+        config.options.remove("merge");
+        config.url = Some(url.clone());
+        Ok(url)
+    },
 };
 
 /// The key of a file's rows hash in its key-value metadata.
@@ -280,6 +289,13 @@ impl Sink for Lake {
 
     fn flush_age(&self) -> Duration {
         Duration::from_secs(if self.store.is_local() { 5 } else { 60 })
+    }
+
+    fn erase(&self, _: &Erase) -> Result<(), String> {
+        let mut paths = Vec::new();
+        let root = self.store.root().clone();
+        self.store.scan(&root, &mut |path, _| paths.push(path)).map_err(|e| e.to_string())?;
+        self.store.remove(&paths).map(drop).map_err(|e| e.to_string())
     }
 
     fn upkeep(&self) -> Option<&dyn Upkeep> {
