@@ -216,7 +216,10 @@ mod tests {
     #[test]
     fn only_a_plans_id_names_a_shadow() {
         for id in ["", "0123456789ABCDEF", "../../events/aaa", "0123456789abcde"] {
-            assert!(ShadowPlace::of(&live().swap_remove(4), id, Path::new("/data")).is_err(), "{id}");
+            assert!(
+                ShadowPlace::of(&live().swap_remove(4), id, Path::new("/data")).is_err(),
+                "{id}"
+            );
         }
         assert!(is_shadows_name("view__shadow_0123456789abcdef"));
         assert!(!is_shadows_name("view__shadow_0123456789abcdeF"));

@@ -222,3 +222,6 @@ fn cut(text: &str, same: usize) -> String {
     let behind = if from + VALUE_CHARS < chars { "…" } else { "" };
     format!("{before}{middle}{behind}")
 }
+
+#[cfg(test)]
+mod tests;
