@@ -75,6 +75,7 @@ mod web;
 mod window;
 mod worker;
 
+pub use clickhouse::{BackRows, ClickHouseReader, Stretch, Sum};
 pub use freshness::Objective;
 pub use memory::{FACTOR as MEMORY_FACTOR, ROW_BYTES};
 pub use reconcile::Found;

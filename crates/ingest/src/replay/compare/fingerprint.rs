@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use sha2::{Digest as _, Sha256};
 
-use super::{CompareError, Reach, Scope};
+use super::{CompareError, Reach, Scope, clickhouse};
 use crate::sink::{
     SinkConfig,
     lake::{Asked, HeldFile, LakeReader},
@@ -23,6 +23,7 @@ pub fn fingerprint(
 ) -> Result<String, CompareError> {
     match config.kind.as_str() {
         "lake" => lake(config, scope, reach),
+        "clickhouse" => clickhouse::fingerprint(config, scope, reach),
         other => Err(CompareError::Kind(other.to_owned())),
     }
 }

@@ -69,9 +69,9 @@ pub fn compare(
             let mut live = stream(&live, files.live.into_iter().peekable(), Side::Live);
             let mut shadow = stream(&shadow, files.shadow.into_iter().peekable(), Side::Shadow);
             tally.partition = partition;
-            let (blank, dead_only) = (BackRow::new(Arc::clone(&owner)), scope.dead_only());
+            let dead_only = scope.dead_only();
             let mut tell = |rows, tally: &Tally| teller.tell((rows, done.get()), &total, tally);
-            merge((&mut live, &mut shadow), (&blank, dead_only), &mut tally, &mut tell)?;
+            merge((&mut live, &mut shadow), dead_only, &mut tally, &mut tell)?;
             tally.unreadable.append(&mut live.unreadable);
             tally.unreadable.append(&mut shadow.unreadable);
         }
@@ -140,14 +140,15 @@ impl Stream<'_> {
 }
 
 impl Source for Stream<'_> {
-    fn next(&mut self, row: &mut BackRow) -> Result<bool, CompareError> {
+    fn next(&mut self, used: Option<BackRow>) -> Result<Option<BackRow>, CompareError> {
         self.open_next()?;
         let next = self.open.iter().enumerate().min_by_key(|(_, (_, row))| (row.offset, row.dead));
-        let Some((at, _)) = next else { return Ok(false) };
+        let Some((at, _)) = next else { return Ok(None) };
+        let mut row = used.unwrap_or_else(|| BackRow::new(Arc::clone(self.owner)));
         if let Some((_, own)) = self.open.get_mut(at) {
-            std::mem::swap(own, row);
+            std::mem::swap(own, &mut row);
         }
         self.advance(at)?;
-        Ok(true)
+        Ok(Some(row))
     }
 }

@@ -11,11 +11,11 @@ use crate::sink::back::BackRow;
 
 /// One side's rows in order of offset; of one offset an event before a dead letter.
 pub trait Source {
-    /// Fills `row` with the next one; false behind the last.
+    /// The next one. It may take the memory of `used`, the one before.
     ///
     /// # Errors
     /// [`CompareError`] where it cannot be read.
-    fn next(&mut self, row: &mut BackRow) -> Result<bool, CompareError>;
+    fn next(&mut self, used: Option<BackRow>) -> Result<Option<BackRow>, CompareError>;
 }
 
 /// Hears how many rows were read since it was told last, and what was found until now.
@@ -39,19 +39,18 @@ const WHY: [&str; 3] = ["reason", "field", "message"];
 /// As the sources', and `tell`'s.
 pub fn merge(
     (live, shadow): (&mut dyn Source, &mut dyn Source),
-    (blank, dead_only): (&BackRow, bool),
+    dead_only: bool,
     tally: &mut Tally,
     tell: Tell<'_>,
 ) -> Result<(), CompareError> {
-    let mut live = Head::of(live, blank.clone())?;
-    let mut shadow = Head::of(shadow, blank.clone())?;
+    let mut live = Head { row: live.next(None)?, source: live };
+    let mut shadow = Head { row: shadow.next(None)?, source: shadow };
     let (mut pairs, mut read) = (Pairs::default(), 0);
     loop {
         let Some(offset) = [live.offset(), shadow.offset()].into_iter().flatten().min() else {
             return tell(read, tally);
         };
-        let in_live = (live.offset() == Some(offset)).then_some(&live.row);
-        let in_shadow = (shadow.offset() == Some(offset)).then_some(&shadow.row);
+        let (in_live, in_shadow) = (live.at(offset), shadow.at(offset));
         let passed = dead_only && in_shadow.is_none() && in_live.is_some_and(|row| !row.dead);
         if !passed {
             judge(in_live, in_shadow, &mut pairs, tally);
@@ -68,29 +67,29 @@ pub fn merge(
 /// One side: its next row.
 struct Head<'s> {
     source: &'s mut dyn Source,
-    row: BackRow,
-    is_there: bool,
+    row: Option<BackRow>,
 }
 
-impl<'s> Head<'s> {
-    fn of(source: &'s mut dyn Source, mut row: BackRow) -> Result<Self, CompareError> {
-        let is_there = source.next(&mut row)?;
-        Ok(Self { source, row, is_there })
+impl Head<'_> {
+    fn offset(&self) -> Option<u64> {
+        self.row.as_ref().map(|row| row.offset)
     }
 
-    fn offset(&self) -> Option<u64> {
-        self.is_there.then_some(self.row.offset)
+    /// The next row where it is of this offset.
+    fn at(&self, offset: u64) -> Option<&BackRow> {
+        self.row.as_ref().filter(|row| row.offset == offset)
     }
 
     /// Passes the rows of an offset, telling each but the first; how many they were.
     fn pass(&mut self, offset: u64, mut again: impl FnMut(&BackRow)) -> Result<u64, CompareError> {
         let mut passed = 0;
-        while self.offset() == Some(offset) {
+        while let Some(row) = self.at(offset) {
             if 0 < passed {
-                again(&self.row);
+                again(row);
             }
             passed += 1;
-            self.is_there = self.source.next(&mut self.row)?;
+            let used = self.row.take();
+            self.row = self.source.next(used)?;
         }
         Ok(passed)
     }

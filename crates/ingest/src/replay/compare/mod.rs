@@ -5,6 +5,7 @@
 //! | `merge` | two sides in order of offset, held against each other: pure |
 //! | `tally` | what is counted meanwhile, and what of it is kept |
 //! | `lake` | a lake's rows in order of offset |
+//! | `clickhouse` | tables: sums over both sides, and the rows where these differ |
 //! | `fingerprint` | whether a side is still what was compared |
 //! | `report` | what came of it; `compared.json` |
 //!
@@ -12,6 +13,7 @@
 //! window is. Rows are the same where every column has the same value; a column that one side does not
 //! have holds no value there.
 
+mod clickhouse;
 mod fingerprint;
 mod lake;
 mod merge;
@@ -118,7 +120,7 @@ pub struct Pair<'a> {
 /// True for kinds of sinks that can be read back.
 #[must_use]
 pub fn can_be_compared(kind: &str) -> bool {
-    kind == "lake"
+    matches!(kind, "lake" | "clickhouse")
 }
 
 /// Holds each sink's live side against its shadow. `tell` hears how far it is, and says false where nobody
@@ -173,7 +175,10 @@ fn steadily(
     let mut before = now()?;
     for _ in 0..TRIES {
         teller.restart();
-        let compared = lake::compare(pair, scope, reach, teller);
+        let compared = match pair.live.kind.as_str() {
+            "clickhouse" => clickhouse::compare(pair, scope, reach, teller),
+            _ => lake::compare(pair, scope, reach, teller),
+        };
         if matches!(compared, Err(CompareError::Stopped)) {
             return Err(CompareError::Stopped);
         }

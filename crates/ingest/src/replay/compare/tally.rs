@@ -49,8 +49,10 @@ impl Counted {
 
 /// What was found of some tenants and types. One is begun for each that is read by itself, so that reading
 /// it again after a fault counts nothing twice.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Tally {
+    /// False where rows are counted otherwise, and only differences here.
+    pub counts_rows: bool,
     /// Of which partition rows are being counted: of its samples.
     pub partition: Partition,
     /// Of each owner and hour.
@@ -61,6 +63,21 @@ pub struct Tally {
     fields_left_out: u64,
     samples: BTreeMap<Difference, Vec<Sample>>,
     total: Differences,
+}
+
+impl Default for Tally {
+    fn default() -> Self {
+        Self {
+            counts_rows: true,
+            partition: Partition::default(),
+            counts: BTreeMap::new(),
+            unreadable: Vec::new(),
+            fields: BTreeMap::new(),
+            fields_left_out: 0,
+            samples: BTreeMap::new(),
+            total: Differences::default(),
+        }
+    }
 }
 
 impl Tally {
@@ -76,7 +93,7 @@ impl Tally {
 
     /// Counts the rows that both sides have of one offset.
     pub fn rows(&mut self, live: Option<&BackRow>, shadow: Option<&BackRow>) {
-        let Some(row) = live.or(shadow) else { return };
+        let Some(row) = live.or(shadow).filter(|_| self.counts_rows) else { return };
         let rows = &mut self.counted(row).rows;
         match live {
             Some(row) if row.dead => rows.live_dead_letters += 1,

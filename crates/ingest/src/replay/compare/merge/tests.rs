@@ -54,10 +54,11 @@ impl Made {
 struct Given(std::vec::IntoIter<Made>, bool);
 
 impl Source for Given {
-    fn next(&mut self, row: &mut BackRow) -> Result<bool, CompareError> {
-        let Some(made) = self.0.next() else { return Ok(false) };
-        made.fill(row, self.1);
-        Ok(true)
+    fn next(&mut self, used: Option<BackRow>) -> Result<Option<BackRow>, CompareError> {
+        let Some(made) = self.0.next() else { return Ok(None) };
+        let mut row = used.unwrap_or_else(|| BackRow::new(owner()));
+        made.fill(&mut row, self.1);
+        Ok(Some(row))
     }
 }
 
@@ -69,8 +70,7 @@ fn compared(live: &[Made], shadow: &[Made], dead_only: bool) -> SinkCompared {
         read += rows;
         Ok(())
     };
-    let blank = BackRow::new(owner());
-    merge((&mut a, &mut b), (&blank, dead_only), &mut tally, &mut tell).unwrap();
+    merge((&mut a, &mut b), dead_only, &mut tally, &mut tell).unwrap();
     assert_eq!(read, (live.len() + shadow.len()) as u64);
     total.add(tally);
     total.report("lake", "lake")
