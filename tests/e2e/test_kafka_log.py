@@ -58,7 +58,7 @@ delivery_timeout = "15s"
 
 
 def owned(server):
-    return server.status()["log"]["partitions_owned"]
+    return server.standing()["log"]["partitions_owned"]
 
 
 def readiness(server):
@@ -371,7 +371,7 @@ def test_a_topic_made_anew_under_the_old_name_is_found_out(make_server, one):
     admin.close()
     server.start()
     server.accept([{"event_type": TYPE, "event_id": f"new-{i}"} for i in range(30)], key)
-    problems = wait_until("it is found out", lambda: server.status()["log"]["problems"])
+    problems = wait_until("it is found out", lambda: server.standing()["log"]["problems"])
     assert "is not the one its state was written for" in problems[0], problems
     assert {row[3] for row in lake_ids(server)} == {f"old-{i}" for i in range(20)}
 

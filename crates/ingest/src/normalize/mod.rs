@@ -176,6 +176,21 @@ impl Normalizer {
         Ok(Self { config: config.clone(), store, limits, set: ArcSwap::from_pointee(set) })
     }
 
+    /// Judges by these schemas alone, whatever the folder holds.
+    #[must_use]
+    pub fn pinned(
+        entries: Vec<SchemaEntry>,
+        refuse_unknown: bool,
+        store: Arc<SchemaStore>,
+        limits: ScanLimits,
+    ) -> Self {
+        let unknown_types =
+            if refuse_unknown { UnknownTypes::Refuse } else { UnknownTypes::Accept };
+        let set = SchemaSet::new(entries, unknown_types, 1);
+        let config = SchemasConfig { dir: None, unknown_types };
+        Self { config, store, limits, set: ArcSwap::from_pointee(set) }
+    }
+
     fn read(
         config: &SchemasConfig,
         store: &SchemaStore,

@@ -9,13 +9,21 @@
 //! | file | purpose |
 //! | --- | --- |
 //! | `plan` | what is replayed, by what it is judged, where it goes: the plan and its id |
+//! | `judge` | what the log holds, judged again |
+//! | `source` | a window as a log of its own; `pace`: how fast it is read |
+//! | `job`, `jobs` | running a plan; all of a server's |
 //! | `compare` | live against shadow: what a replay would change |
 //!
 //! Why replay cannot reach live: a job writes through a `ShadowSink` alone, which is opened from a
 //! shadow's place and never from a sink's own; it reads the log and changes no cursor of it.
 
 pub mod compare;
+pub mod job;
+pub mod jobs;
+mod judge;
+mod pace;
 mod plan;
+mod source;
 
 pub use crate::sink::shadow::{ShadowPlace, ShadowSink};
 

@@ -44,6 +44,7 @@ use crate::{
 };
 
 pub mod back;
+mod apart;
 mod blackhole;
 mod clickhouse;
 mod crew;
@@ -320,6 +321,17 @@ pub struct Filter {
     pub tenants: Vec<String>,
     /// Only these event types.
     pub event_types: Vec<String>,
+}
+
+impl Filter {
+    /// True for a lane whose events it takes.
+    #[must_use]
+    pub fn takes(&self, lane: &Lane) -> bool {
+        let listed =
+            |list: &[String], name: &str| list.is_empty() || list.iter().any(|n| n == name);
+        listed(&self.tenants, lane.tenant.as_str())
+            && listed(&self.event_types, lane.event_type.as_str())
+    }
 }
 
 /// When a window is cut: at whichever comes first.

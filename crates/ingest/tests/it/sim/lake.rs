@@ -126,6 +126,7 @@ impl<'a> Run<'a> {
             sink_delay: Duration::from_secs(3_600),
             memory_bytes: 64 << 20,
             runtime: self.runtime.handle().clone(),
+            background: false,
         };
         sink::start_with(vec![(self.sink.clone(), lake)], &parts).ok()
     }

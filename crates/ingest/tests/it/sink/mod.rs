@@ -124,6 +124,7 @@ impl Pipe {
             sink_delay: Duration::from_secs(3_600),
             memory_bytes: self.memory_bytes,
             runtime: self.runtime.handle().clone(),
+            background: false,
         }
     }
 
