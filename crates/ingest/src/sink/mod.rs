@@ -11,6 +11,7 @@
 //! | `crew`, `delivery`, `held` | its threads: a window's writer; lanes that wait alone, and catch up |
 //! | `desk` | what these threads share: board, state file, how rows are written |
 //! | `pace`, `memory`, `pressure` | which lane is slow; how large a window may be; what is shed |
+//! | `back` | a row as it is read back from a destination |
 //! | `shadow` | the shadow of a sink: where replay writes to |
 //! | `reconcile` | holds a destination against the log, writes what it lost |
 //! | `freshness` | how old events are when they become visible, and what was promised |
@@ -42,6 +43,7 @@ use crate::{
     storage::Storage,
 };
 
+pub mod back;
 mod apart;
 mod blackhole;
 mod clickhouse;
@@ -74,6 +76,7 @@ mod web;
 mod window;
 mod worker;
 
+pub use clickhouse::{BackRows, ClickHouseReader, Stretch, Sum};
 pub use freshness::Objective;
 pub use memory::{FACTOR as MEMORY_FACTOR, ROW_BYTES};
 pub use reconcile::Found;
