@@ -242,7 +242,7 @@ impl Building {
             &config.sink,
             &SinkParts {
                 logs: logs.clone(),
-                shared_log: opened.is_shared(),
+                shared_as: opened.shared_as().map(str::to_owned),
                 schemas: Arc::<SchemaStore>::clone(&schemas),
                 storage,
                 clock: Arc::clone(&clock),
