@@ -385,7 +385,7 @@ impl<'a> Work<'a> {
         let opened = self.places.iter().map(open).collect::<Result<_, sink::SinkConfigError>>();
         let parts = SinkParts {
             logs,
-            shared_log: false,
+            shared_as: None,
             schemas,
             storage: Arc::clone(&self.parts.storage),
             clock: Arc::clone(&self.parts.clock),
