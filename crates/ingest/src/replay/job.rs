@@ -376,6 +376,7 @@ impl<'a> Work<'a> {
         let schemas: Arc<dyn Schemas> = Arc::<JobSchemas>::clone(&self.schemas);
         let context = SinkContext {
             log_id,
+            shared_as: None,
             data_dir: self.folder.path().to_owned(),
             storage: Arc::clone(&self.parts.storage),
             schemas: Arc::clone(&schemas),

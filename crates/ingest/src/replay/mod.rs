@@ -30,7 +30,6 @@ mod judging;
 pub mod marks;
 mod pace;
 mod plan;
-mod plan;
 pub mod planner;
 mod request;
 pub mod resolve;
