@@ -11,6 +11,7 @@
 //! | `crew`, `delivery`, `held` | its threads: a window's writer; lanes that wait alone, and catch up |
 //! | `desk` | what these threads share: board, state file, how rows are written |
 //! | `pace`, `memory`, `pressure` | which lane is slow; how large a window may be; what is shed |
+//! | `back` | a row as it is read back from a destination |
 //! | `shadow` | the shadow of a sink: where replay writes to |
 //! | `reconcile` | holds a destination against the log, writes what it lost |
 //! | `freshness` | how old events are when they become visible, and what was promised |
@@ -43,6 +44,7 @@ use crate::{
 };
 
 mod apart;
+pub mod back;
 mod blackhole;
 mod clickhouse;
 mod crew;
@@ -74,6 +76,7 @@ mod web;
 mod window;
 mod worker;
 
+pub use clickhouse::{BackRows, ClickHouseReader, Stretch, Sum};
 pub use freshness::Objective;
 pub use memory::{FACTOR as MEMORY_FACTOR, ROW_BYTES};
 pub use reconcile::Found;
@@ -119,6 +122,8 @@ pub type OpenSink = fn(&SinkConfig, &SinkContext) -> Result<Arc<dyn Sink>, SinkC
 pub struct SinkContext {
     /// The log whose events it gets: 8 characters; empty where there is none.
     pub log_id: String,
+    /// What this process is called among those that have the log too; `None`: no others do.
+    pub shared_as: Option<String>,
     /// The data folder.
     pub data_dir: PathBuf,
     /// The file system.

@@ -11,6 +11,7 @@ mod hop;
 mod log_contract;
 mod pipeline;
 mod quota;
+mod replay;
 mod replay_plan;
 mod rot;
 mod server;

@@ -1,6 +1,7 @@
 //! `ingestctl replay`: a window of the log again, into a shadow; look; promote. One file per part.
 
 mod apply;
+mod jobs;
 mod plan;
 mod show;
 
@@ -16,9 +17,7 @@ const PATH: &str = "/api/v1/replay";
 
 /// Read a window of the log again, into a shadow; look; promote
 #[derive(Debug, Args)]
-#[command(
-    args_conflicts_with_subcommands = true,
-    after_help = "\
+#[command(after_help = "\
 A window is half-open: [from, to). Its ends are partition:offset (several: 0:1234,1:987), a bare
 offset where there is one partition or --partition, earliest, latest, deploy:TAG (see `ingestctl help
 mark`), or times with their zone. Nothing is guessed: what is ambiguous is refused with what would be
@@ -33,8 +32,7 @@ Examples:
   ingestctl replay --from-time 2026-11-21T10:00Z --to-time 2026-11-21T12:00Z --tenant acme --shadow
   ingestctl replay --from 0:1234,1:987 --to 0:5000,1:4100 --schemas fixed/ --shadow --plan plan.json
   ingestctl replay apply plan.json --yes --wait
-  ingestctl replay --from earliest --to latest --dead-letters-only --shadow --yes --wait"
-)]
+  ingestctl replay --from earliest --to latest --dead-letters-only --shadow --yes --wait")]
 pub struct ReplayArgs {
     #[command(flatten)]
     plan: plan::PlanArgs,
@@ -46,6 +44,18 @@ pub struct ReplayArgs {
 enum ReplayCommand {
     /// Run precisely the plan in a file
     Apply(apply::ApplyArgs),
+    /// List the server's replays, the newest first
+    List,
+    /// Show one replay: how far it is, and what its shadows hold
+    Status(jobs::JobArgs),
+    /// Have it stand still
+    Pause(jobs::ChangeArgs),
+    /// Have it go on, also after it failed
+    Resume(jobs::ChangeArgs),
+    /// End it for good; its shadow stays until it is removed
+    Cancel(jobs::ChangeArgs),
+    /// Remove its shadow and all that is kept of it
+    Rm(jobs::ChangeArgs),
 }
 
 /// Does what is asked.
@@ -53,9 +63,20 @@ enum ReplayCommand {
 /// # Errors
 /// [`Fault`]: as the commands below.
 pub async fn run(args: ReplayArgs, context: &Context) -> Result<Verdict, Fault> {
+    if args.command.is_some() && args.plan != plan::PlanArgs::default() {
+        let why =
+            "a window and a command are two things: write the command first, its options behind it";
+        return Err(Fault::Usage(why.to_owned()));
+    }
     match args.command {
         None => plan::run(&args.plan, context).await,
         Some(ReplayCommand::Apply(args)) => apply::run(&args, context).await,
+        Some(ReplayCommand::List) => jobs::list(context).await,
+        Some(ReplayCommand::Status(args)) => jobs::status(&args, context).await,
+        Some(ReplayCommand::Pause(args)) => jobs::change("pause", &args, context).await,
+        Some(ReplayCommand::Resume(args)) => jobs::change("resume", &args, context).await,
+        Some(ReplayCommand::Cancel(args)) => jobs::change("cancel", &args, context).await,
+        Some(ReplayCommand::Rm(args)) => jobs::change("remove", &args, context).await,
     }
 }
 

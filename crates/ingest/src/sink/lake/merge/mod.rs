@@ -12,7 +12,7 @@ mod build;
 mod choose;
 mod journal;
 mod publish;
-mod read;
+pub(super) mod read;
 
 use std::{
     collections::BTreeMap,
