@@ -73,6 +73,10 @@ pub(super) async fn apply(
             let problem = Problem::new(status, "world_changed", changed.join("\n"));
             problem.with("errors", json!(changed))
         })?;
+        // What is refused for being there already is no action.
+        if let Ok(view) = pipeline.jobs.get(&plan.plan_id) {
+            return Err(problem(JobError::exists(&view)));
+        }
         let places = |slice: &Slice| json!({ "partition": slice.partition, "from": slice.from, "to": slice.to });
         let window: Vec<Value> = plan.content.window.iter().map(places).collect();
         let events = plan.content.events();
