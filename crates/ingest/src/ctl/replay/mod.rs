@@ -45,16 +45,35 @@ enum ReplayCommand {
     /// Run precisely the plan in a file
     Apply(apply::ApplyArgs),
     /// List the server's replays, the newest first
+    #[command(after_help = "\
+Examples:
+  ingestctl replay list
+  ingestctl replay list --json | jq -r '.jobs[] | [.plan_id, .state] | @tsv'")]
     List,
     /// Show one replay: how far it is, and what its shadows hold
+    #[command(after_help = "\
+Examples:
+  ingestctl replay status a07c3e1f9b2d4c55")]
     Status(jobs::JobArgs),
     /// Have it stand still
+    #[command(after_help = "\
+Examples:
+  ingestctl replay pause a07c3e1f9b2d4c55")]
     Pause(jobs::ChangeArgs),
     /// Have it go on, also after it failed
+    #[command(after_help = "\
+Examples:
+  ingestctl replay resume a07c3e1f9b2d4c55")]
     Resume(jobs::ChangeArgs),
     /// End it for good; its shadow stays until it is removed
+    #[command(after_help = "\
+Examples:
+  ingestctl replay cancel a07c3e1f9b2d4c55")]
     Cancel(jobs::ChangeArgs),
     /// Remove its shadow and all that is kept of it
+    #[command(after_help = "\
+Examples:
+  ingestctl replay rm a07c3e1f9b2d4c55")]
     Rm(jobs::ChangeArgs),
 }
 
