@@ -43,8 +43,8 @@ use crate::{
     storage::Storage,
 };
 
-pub mod back;
 mod apart;
+pub mod back;
 mod blackhole;
 mod clickhouse;
 mod crew;

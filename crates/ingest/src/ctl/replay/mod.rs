@@ -1,6 +1,7 @@
 //! `ingestctl replay`: a window of the log again, into a shadow; look; promote. One file per part.
 
 mod apply;
+mod compare;
 
 use clap::{Args, Subcommand};
 
@@ -23,6 +24,8 @@ pub struct ReplayArgs {
 enum ReplayCommand {
     /// Run precisely the plan in a file
     Apply(apply::ApplyArgs),
+    /// Hold a replay's shadow against live: what would change?
+    Compare(compare::CompareArgs),
 }
 
 /// Does what is asked.
@@ -32,6 +35,7 @@ enum ReplayCommand {
 pub async fn run(args: ReplayArgs, context: &Context) -> Result<Verdict, Fault> {
     match args.command {
         ReplayCommand::Apply(args) => apply::run(&args, context).await,
+        ReplayCommand::Compare(args) => compare::run(&args, context).await,
     }
 }
 
