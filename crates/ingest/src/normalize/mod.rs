@@ -40,7 +40,10 @@ pub use fields::Cell;
 pub use judge::Scratch;
 pub use project::{ProjectError, ProjectScratch, Row};
 pub use schema::{ColumnSpec, ColumnType, OWN_COLUMNS, Schema};
-pub use set::{SchemaEntry, SchemaSet, check_dir, check_evolution, evolution_notes, read_dir};
+pub use set::{
+    Before, SchemaEntry, SchemaSet, check_dir, check_entries, check_evolution, evolution_notes,
+    read_dir, succession,
+};
 pub use store::{SchemaStore, SharedContents, StoreError};
 
 use std::{borrow::Cow, path::PathBuf, sync::Arc};

@@ -246,7 +246,7 @@ impl Building {
             .map_err(part("books"))?;
         let sink_parts = SinkParts {
             logs: logs.clone(),
-            shared_log: opened.is_shared(),
+            shared_as: opened.shared_as().map(str::to_owned),
             schemas: Arc::<SchemaStore>::clone(&schemas),
             storage,
             clock: Arc::clone(&clock),

@@ -376,6 +376,7 @@ impl<'a> Work<'a> {
         let schemas: Arc<dyn Schemas> = Arc::<JobSchemas>::clone(&self.schemas);
         let context = SinkContext {
             log_id,
+            shared_as: None,
             data_dir: self.folder.path().to_owned(),
             storage: Arc::clone(&self.parts.storage),
             schemas: Arc::clone(&schemas),
@@ -385,7 +386,7 @@ impl<'a> Work<'a> {
         let opened = self.places.iter().map(open).collect::<Result<_, sink::SinkConfigError>>();
         let parts = SinkParts {
             logs,
-            shared_log: false,
+            shared_as: None,
             schemas,
             storage: Arc::clone(&self.parts.storage),
             clock: Arc::clone(&self.parts.clock),

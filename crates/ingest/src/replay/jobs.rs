@@ -521,6 +521,7 @@ impl Inner {
     fn erase(&self, plan: &Plan, folder: &Folder) -> Result<(), String> {
         let context = SinkContext {
             log_id: plan.content.log_id.clone(),
+            shared_as: None,
             data_dir: folder.path().to_owned(),
             storage: Arc::clone(&self.parts.storage),
             schemas: Arc::<SchemaStore>::clone(&self.parts.schemas),

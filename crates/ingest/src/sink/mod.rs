@@ -122,6 +122,8 @@ pub type OpenSink = fn(&SinkConfig, &SinkContext) -> Result<Arc<dyn Sink>, SinkC
 pub struct SinkContext {
     /// The log whose events it gets: 8 characters; empty where there is none.
     pub log_id: String,
+    /// What this process is called among those that have the log too; `None`: no others do.
+    pub shared_as: Option<String>,
     /// The data folder.
     pub data_dir: PathBuf,
     /// The file system.

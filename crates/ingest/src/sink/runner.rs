@@ -39,9 +39,9 @@ use crate::{clock::Clock, config::Size, storage::Storage};
 pub struct SinkParts {
     /// Every partition of the log.
     pub logs: Vec<Arc<dyn LogSource>>,
-    /// True where other processes run sinks of this log too: none runs here until [`Sinks::own`] says
-    /// which. Else all of them do, with their state in files.
-    pub shared_log: bool,
+    /// What this process is called where others run sinks of this log too: none runs here until
+    /// [`Sinks::own`] says which. `None`: all of them do, with their state in files.
+    pub shared_as: Option<String>,
     /// Schemas by their hash.
     pub schemas: Arc<dyn Schemas>,
     /// The file system of the data folder and of local lakes.
@@ -115,6 +115,7 @@ pub struct Sinks {
 pub fn start(configs: &[SinkConfig], parts: &SinkParts) -> Result<Sinks, SinkStartError> {
     let context = SinkContext {
         log_id: parts.logs.first().map_or_else(String::new, |log| log.log_id().to_owned()),
+        shared_as: parts.shared_as.clone(),
         data_dir: parts.data_dir.clone(),
         storage: Arc::clone(&parts.storage),
         schemas: Arc::clone(&parts.schemas),
@@ -176,7 +177,7 @@ pub fn start_with(
         pressure: Mutex::default(),
         clock: Arc::clone(&parts.clock),
     };
-    if !parts.shared_log {
+    if parts.shared_as.is_none() {
         let mut workers = Vec::new();
         for log in &parts.logs {
             let storage = Arc::clone(&parts.storage);
@@ -200,7 +201,7 @@ fn start_upkeep(sinks: &Sinks, parts: &SinkParts) -> Result<(), SinkStartError> 
             partitions: Arc::clone(&running.partitions),
             clock: Arc::clone(&parts.clock),
             ends: Arc::clone(&sinks.ends),
-            alone: !parts.shared_log,
+            alone: parts.shared_as.is_none(),
         };
         let (rests, background) = (running.rests.clone(), parts.background);
         rests.send_replace(false);
@@ -275,7 +276,7 @@ fn worker(
         committing: Mutex::default(),
         failed: Mutex::default(),
     });
-    Ok(Worker { crew: Crew::new(Arc::clone(&desk)), desk, gatherer })
+    Ok(Worker { crew: Crew::new(Arc::clone(&desk)), desk, gatherer, drains_to: None })
 }
 
 /// A sink that has no cursor. Where it begins is durable on return: the next start must not find

@@ -15,7 +15,7 @@ use crate::{
     control::Action,
     pipeline::Pipeline,
     replay::{
-        Plan, PlanId,
+        Plan, PlanId, check,
         jobs::{JobError, JobView, Jobs},
     },
 };
@@ -66,6 +66,13 @@ pub(super) async fn apply(
     blocking(pipeline, move |pipeline| {
         let plan = Plan::read(asked.plan.to_string().as_bytes());
         let plan = plan.map_err(|e| Problem::bad_request(e.to_string()))?;
+        check(&plan, pipeline).map_err(|changed| {
+            Problem::conflict(format!(
+                "the world has changed since the plan was made: {}",
+                changed.join("; ")
+            ))
+            .with("changed", json!(changed))
+        })?;
         let details = json!({ "window": plan.content.window, "max_rate": asked.max_rate });
         record(pipeline, "replay.apply", &asked.by, &plan.plan_id, details)?;
         shown(pipeline.jobs.apply(plan, &asked.by, asked.max_rate))

@@ -2,6 +2,7 @@
 
 mod apply;
 mod compare;
+mod jobs;
 
 use clap::{Args, Subcommand};
 
@@ -26,6 +27,18 @@ enum ReplayCommand {
     Apply(apply::ApplyArgs),
     /// Hold a replay's shadow against live: what would change?
     Compare(compare::CompareArgs),
+    /// List the server's replays, the newest first
+    List,
+    /// Show one replay: how far it is, and what its shadows hold
+    Status(jobs::JobArgs),
+    /// Have it stand still
+    Pause(jobs::ChangeArgs),
+    /// Have it go on, also after it failed
+    Resume(jobs::ChangeArgs),
+    /// End it for good; its shadow stays until it is removed
+    Cancel(jobs::ChangeArgs),
+    /// Remove its shadow and all that is kept of it
+    Rm(jobs::ChangeArgs),
 }
 
 /// Does what is asked.
@@ -36,6 +49,12 @@ pub async fn run(args: ReplayArgs, context: &Context) -> Result<Verdict, Fault> 
     match args.command {
         ReplayCommand::Apply(args) => apply::run(&args, context).await,
         ReplayCommand::Compare(args) => compare::run(&args, context).await,
+        ReplayCommand::List => jobs::list(context).await,
+        ReplayCommand::Status(args) => jobs::status(&args, context).await,
+        ReplayCommand::Pause(args) => jobs::change("pause", &args, context).await,
+        ReplayCommand::Resume(args) => jobs::change("resume", &args, context).await,
+        ReplayCommand::Cancel(args) => jobs::change("cancel", &args, context).await,
+        ReplayCommand::Rm(args) => jobs::change("remove", &args, context).await,
     }
 }
 

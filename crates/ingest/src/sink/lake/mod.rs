@@ -130,10 +130,13 @@ impl Lake {
         wrap: Wrap<'_>,
     ) -> Result<Self, SinkConfigError> {
         let options = Options::read(config)?;
+        // Whose files in `staging/` are ours alone.
+        let name = context.shared_as.iter();
+        let owner = name.fold(context.log_id.clone(), |log_id, name| format!("{log_id}.{name}"));
         let store = LakeStore::open(
             &url(config, &context.data_dir),
             &options.store,
-            (Arc::clone(&context.storage), &context.log_id),
+            (Arc::clone(&context.storage), &owner),
             context.runtime.clone(),
             wrap,
         )
