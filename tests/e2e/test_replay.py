@@ -3,14 +3,18 @@ again and again. What is held against each other are files and rows, read by Duc
 """
 
 import hashlib
+import sys
 import time
+from pathlib import Path
 
 import duckdb
 import pytest
 from clickhouse_engine import ClickHouse, lake_rows, sink, table_rows
 from harness import Load, http, tally, wait_until
 
-from torture.strace import Attached
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from torture.strace import Attached  # noqa: E402
 
 ORDER = {"type": "object", "x-version": 1, "properties": {"n": {"type": "integer"}, "size": {"type": "integer"}}}
 LOOSER = {"type": "object", "x-version": 2, "properties": {"n": {"type": "integer"}}}

@@ -85,9 +85,9 @@ impl Admin {
     ///
     /// # Errors
     /// As [`Admin::get`].
-    pub async fn follow_post(&self, path: &str) -> Result<(Sender, Incoming), Fault> {
-        let nothing = Bytes::from_static(b"{}");
-        self.stream(Method::POST, path, Some(("application/json", nothing))).await
+    pub async fn follow_post(&self, path: &str, body: &Value) -> Result<(Sender, Incoming), Fault> {
+        let body = Bytes::from(body.to_string());
+        self.stream(Method::POST, path, Some(("application/json", body))).await
     }
 
     /// Posts JSON and opens the answer, or returns what it was refused with. See [`Admin::follow`].

@@ -3,7 +3,7 @@
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use indicatif::{ProgressBar, ProgressStyle};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{admin::Admin, client::Sender, fault::Fault, human, out};
 
@@ -30,10 +30,23 @@ pub fn bar(template: &str) -> ProgressBar {
 pub async fn follow(
     admin: &Admin,
     path: &str,
+    words: (&str, &str),
+    show: impl FnMut(&Value),
+) -> Result<Value, Fault> {
+    follow_with(admin, (path, &json!({})), words, show).await
+}
+
+/// The same with `body` in the request.
+///
+/// # Errors
+/// As [`follow`].
+pub async fn follow_with(
+    admin: &Admin,
+    (path, body): (&str, &Value),
     (what, mend): (&str, &str),
     mut show: impl FnMut(&Value),
 ) -> Result<Value, Fault> {
-    let opened = admin.follow_post(path).await?;
+    let opened = admin.follow_post(path, body).await?;
     read(admin, opened, (what, mend), &mut show).await
 }
 

@@ -1,5 +1,6 @@
 //! Replay for operators, below `/api/v1/replay`: one file for each part.
 
+mod compare;
 mod jobs;
 mod plans;
 
@@ -17,6 +18,7 @@ pub(super) fn routes() -> Router<Shared> {
         .route("/jobs", routing::get(jobs::list).post(jobs::apply))
         .route("/jobs/{id}", routing::get(jobs::get))
         .route("/jobs/{id}/plan", routing::get(jobs::plan))
+        .route("/jobs/{id}/compare", routing::post(compare::compare))
         .route("/jobs/{id}/{what}", routing::post(jobs::change))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
 }

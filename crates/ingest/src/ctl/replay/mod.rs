@@ -1,6 +1,7 @@
 //! `ingestctl replay`: a window of the log again, into a shadow; look; promote. One file per part.
 
 mod apply;
+mod compare;
 mod jobs;
 mod plan;
 mod show;
@@ -44,6 +45,8 @@ pub struct ReplayArgs {
 enum ReplayCommand {
     /// Run precisely the plan in a file
     Apply(apply::ApplyArgs),
+    /// Hold a replay's shadow against live: what would change?
+    Compare(compare::CompareArgs),
     /// List the server's replays, the newest first
     #[command(after_help = "\
 Examples:
@@ -90,6 +93,7 @@ pub async fn run(args: ReplayArgs, context: &Context) -> Result<Verdict, Fault> 
     match args.command {
         None => plan::run(&args.plan, context).await,
         Some(ReplayCommand::Apply(args)) => apply::run(&args, context).await,
+        Some(ReplayCommand::Compare(args)) => compare::run(&args, context).await,
         Some(ReplayCommand::List) => jobs::list(context).await,
         Some(ReplayCommand::Status(args)) => jobs::status(&args, context).await,
         Some(ReplayCommand::Pause(args)) => jobs::change("pause", &args, context).await,
