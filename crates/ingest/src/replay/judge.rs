@@ -357,7 +357,7 @@ pub(super) mod tests {
         let names: Vec<_> = note.keys().map(String::as_str).collect();
         assert_eq!(names, ["source_name", "redrive_of"]);
         let note: Map<String, Value> = serde_json::from_str(&second.5).unwrap();
-        assert_eq!(note["field"], "/n");
+        assert_eq!(note.get("field").and_then(Value::as_str), Some("/n"));
     }
 
     #[test]

@@ -71,6 +71,10 @@ pub(super) async fn apply(
             let problem = Problem::new(status, "world_changed", changed.join("\n"));
             problem.with("errors", json!(changed))
         })?;
+        // What is refused for being there already is no action.
+        if let Ok(view) = pipeline.jobs.get(&plan.plan_id) {
+            return Err(problem(JobError::exists(&view)));
+        }
         let details = json!({ "window": plan.content.window, "max_rate": asked.max_rate });
         record(pipeline, "replay.apply", &asked.by, &plan.plan_id, details)?;
         shown(pipeline.jobs.apply(plan, &asked.by, asked.max_rate))

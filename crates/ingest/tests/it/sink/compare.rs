@@ -111,6 +111,7 @@ impl Lakes {
     fn write(&self, config: &SinkConfig, events: &[Event], window: usize) {
         let context = SinkContext {
             log_id: LOG.to_owned(),
+            shared_as: None,
             data_dir: self.dir.path().to_owned(),
             storage: Arc::new(Disk),
             schemas: Arc::new(TestSchemas),
