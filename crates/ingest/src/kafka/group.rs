@@ -237,7 +237,9 @@ impl Inner {
     fn give_back(&self, partition: Partition) {
         let Some(tenure) = lock(&self.owned).get(&partition).cloned() else { return };
         let stopped = self.sinks.disown(partition, STOP_WITHIN);
-        if tenure.kept.is_fenced() {
+        if tenure.kept.is_spent() {
+            lock(&self.not_before).insert(partition, Instant::now() + AGAIN);
+        } else if tenure.kept.is_fenced() {
             tracing::warn!(partition = partition.0, "another process has taken the partition over");
             let at = Instant::now() + 2 * self.cluster.clients.config.session_timeout.0;
             lock(&self.not_before).insert(partition, at);

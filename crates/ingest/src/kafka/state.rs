@@ -30,6 +30,9 @@ use crate::sink::state::{SaveError, StateStore, StateStores};
 pub(super) const VALUE_BYTES_MAX: u64 = 64 << 20;
 /// How long Kafka may take for one step.
 const STEP: Duration = Duration::from_secs(15);
+/// How long one call of it waits. What the client has to tell counts as outstanding for it, and is
+/// served between two calls alone.
+const CALL: Duration = Duration::from_secs(1);
 /// How long reading a partition's state may take.
 const READ_WITHIN: Duration = Duration::from_secs(60);
 
@@ -40,6 +43,8 @@ pub(super) struct Kept {
     producer: Mutex<BaseProducer<Listener>>,
     values: Mutex<HashMap<String, Vec<u8>>>,
     fenced: AtomicBool,
+    /// Its producer can write nothing any more; another one can.
+    spent: AtomicBool,
     pulse: Arc<Pulse>,
 }
 
@@ -118,16 +123,8 @@ impl Kept {
             clients.make(&config).map_err(TakeOverError::Begin)?;
         // Serves what the client is told first: its token.
         producer.poll(Duration::from_millis(10));
-        let until = Instant::now() + READ_WITHIN;
-        loop {
-            match producer.init_transactions(STEP) {
-                Ok(()) => break,
-                Err(error) if is_worth_a_try(&error) && Instant::now() < until => {
-                    producer.poll(Duration::from_millis(50));
-                }
-                Err(error) => return Err(TakeOverError::Begin(error)),
-            }
-        }
+        until_told(&producer, READ_WITHIN, || producer.init_transactions(STEP))
+            .map_err(TakeOverError::Begin)?;
         let mark = (format!("owner/{id}"), uuid::Uuid::now_v7().to_string());
         write(&producer, topic, number, &mark.0, mark.1.as_bytes())
             .map_err(TakeOverError::Begin)?;
@@ -138,6 +135,7 @@ impl Kept {
             producer: Mutex::new(producer),
             values: Mutex::new(values),
             fenced: AtomicBool::new(false),
+            spent: AtomicBool::new(false),
             pulse,
         }))
     }
@@ -146,8 +144,14 @@ impl Kept {
         self.values.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
     }
 
+    /// Nothing is written here any more.
     pub fn is_fenced(&self) -> bool {
-        self.fenced.load(Ordering::Acquire)
+        self.fenced.load(Ordering::Acquire) || self.is_spent()
+    }
+
+    /// Nobody has taken it over: it is to be taken anew.
+    pub fn is_spent(&self) -> bool {
+        self.spent.load(Ordering::Acquire)
     }
 
     /// Replaces one value; durable on return.
@@ -174,17 +178,21 @@ impl Kept {
             return SaveError::Fenced;
         }
         if let Some((_, reason)) = fatal {
-            // Nothing can be written with it any more; whoever takes the partition next can.
-            self.fenced.store(true, Ordering::Release);
             tracing::error!(reason, "Kafka's producer of a partition's state failed for good");
+            self.spent.store(true, Ordering::Release);
             return SaveError::Fenced;
         }
-        if let Err(undone) = producer.abort_transaction(STEP) {
+        let undo = || producer.abort_transaction(CALL);
+        if let Err(undone) = until_told(producer, STEP, undo) {
             if is_fenced(&undone) {
                 self.fenced.store(true, Ordering::Release);
                 return SaveError::Fenced;
             }
-            tracing::warn!(error = %undone, "a transaction of a partition's state could not be undone");
+            // Whether it is committed may not be known. With this producer that stays so: it takes no other
+            // transaction before. One that begins anew ends it, and reads what is so.
+            tracing::warn!(%error, %undone, "a transaction of a partition's state was neither committed nor undone in time: it is taken anew");
+            self.spent.store(true, Ordering::Release);
+            return SaveError::Fenced;
         }
         SaveError::Io(std::io::Error::other(format!("{}: {error}", self.topic)))
     }
@@ -201,19 +209,22 @@ fn write(
     producer.begin_transaction()?;
     let message = BaseRecord::to(topic).partition(number).key(key).payload(value);
     producer.send(message).map_err(|(error, _)| error)?;
-    commit(producer)
+    until_told(producer, 2 * STEP, || producer.commit_transaction(CALL))
 }
 
-/// Commits; asks again as long as it is not known whether it is.
-fn commit(producer: &BaseProducer<Listener>) -> Result<(), KafkaError> {
-    let until = Instant::now() + 2 * STEP;
+/// Asks again as long as it is not known whether it is done.
+fn until_told(
+    producer: &BaseProducer<Listener>,
+    within: Duration,
+    call: impl Fn() -> Result<(), KafkaError>,
+) -> Result<(), KafkaError> {
+    let until = Instant::now() + within;
     loop {
-        match producer.commit_transaction(STEP) {
-            Ok(()) => return Ok(()),
+        match call() {
             Err(error) if is_worth_a_try(&error) && Instant::now() < until => {
                 producer.poll(Duration::from_millis(50));
             }
-            Err(error) => return Err(error),
+            done => return done,
         }
     }
 }
