@@ -106,7 +106,7 @@ impl Worker {
         self.crew.staff()?;
         let desk = Arc::clone(&self.desk);
         let flush = desk.shared.flush.load(Ordering::Acquire);
-        let target = desk.shared.log.latest();
+        let target = desk.shared.log.given();
         self.gatherer.set_bytes(desk.shared.memory.cut(), desk.cut);
         let pause = desk.sink.pause();
         self.gatherer.pause(pause.as_ref().map(|pause| pause.until));
