@@ -104,7 +104,7 @@ def test_each_event_is_a_message_that_any_client_can_read(make_server, one):
     assert sum(p["latest"] - p["earliest"] for p in offsets["partitions"]) == 52
     assert [letter["event_id"] for letter in server.ctl("dead-letters", "list")["dead_letters"]] == ["bad"]
     status = server.status()
-    assert (status["log"]["kind"], status["log"]["promise_kept"], status["log"]["deduplication"]) == ("kafka", False, "off")
+    assert (status["log"]["kind"], status["log"]["promise_kept"], status["log"]["deduplication"]) == ("kafka", False, "on")
     assert status["log"]["partitions_owned"] == [0, 1], status["log"]
 
     assert server.audit()["balanced"] is True
@@ -360,11 +360,6 @@ def test_a_topic_that_cannot_keep_the_promise_is_refused_with_what_to_do(make_se
     server = make_server(log=on_kafka(one, "modest")).start()
     status = server.status()
     assert status["log"]["promise_kept"] is False and "min_insync = 1" in status["recovery"][0], status
-
-
-def test_ids_are_not_deduplicated_and_that_is_said_before_the_start(make_server, one):
-    server = make_server(log=on_kafka(one, "ids").replace('dedup_window = "0s"', ""))
-    assert "on Kafka ids are not deduplicated" in refusal(server)
 
 
 def test_a_topic_made_anew_under_the_old_name_is_found_out(make_server, one):

@@ -9,7 +9,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -109,6 +109,39 @@ impl ProducerContext for Listener {
     fn delivery(&self, _: &rdkafka::message::DeliveryResult<'_>, (): ()) {}
 }
 
+/// A partition's state as its books and what was decided of it need it.
+pub(super) trait Store: Send + Sync {
+    /// The names of all values.
+    fn keys(&self) -> Vec<String>;
+    /// One value.
+    fn get(&self, key: &str) -> Option<Vec<u8>>;
+    /// One value, which is not asked for again.
+    fn take(&self, key: &str) -> Option<Vec<u8>>;
+    /// Replaces values, or removes them, all or none; durable on return. They are not given by
+    /// [`Store::get`]: who writes them has them.
+    fn put_all(&self, values: &[(String, Option<Vec<u8>>)]) -> Result<(), SaveError>;
+}
+
+impl Store for Kept {
+    fn keys(&self) -> Vec<String> {
+        self.values().keys().cloned().collect()
+    }
+
+    fn get(&self, key: &str) -> Option<Vec<u8>> {
+        self.values().get(key).cloned()
+    }
+
+    fn take(&self, key: &str) -> Option<Vec<u8>> {
+        self.values().remove(key)
+    }
+
+    fn put_all(&self, values: &[(String, Option<Vec<u8>>)]) -> Result<(), SaveError> {
+        let values: Vec<_> =
+            values.iter().map(|(key, value)| (key.as_str(), value.as_deref())).collect();
+        self.write(&values)
+    }
+}
+
 impl Kept {
     /// Takes `number` of `topic` over as `id`: who had it before writes nothing any more.
     pub fn take_over(
@@ -126,7 +159,7 @@ impl Kept {
         until_told(&producer, READ_WITHIN, || producer.init_transactions(STEP))
             .map_err(TakeOverError::Begin)?;
         let mark = (format!("owner/{id}"), uuid::Uuid::now_v7().to_string());
-        write(&producer, topic, number, &mark.0, mark.1.as_bytes())
+        write(&producer, topic, number, &[(&mark.0, Some(mark.1.as_bytes()))])
             .map_err(TakeOverError::Begin)?;
         let values = read(clients, topic, number, &mark)?;
         Ok(Arc::new(Self {
@@ -140,8 +173,13 @@ impl Kept {
         }))
     }
 
-    pub fn get(&self, key: &str) -> Option<Vec<u8>> {
-        self.values.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
+    fn values(&self) -> MutexGuard<'_, HashMap<String, Vec<u8>>> {
+        self.values.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Forgets what is of other partitions than this one, whose state lies in the same place.
+    pub fn keep_only(&self, mut wanted: impl FnMut(&str) -> bool) {
+        self.values().retain(|key, _| wanted(key));
     }
 
     /// Nothing is written here any more.
@@ -156,18 +194,18 @@ impl Kept {
 
     /// Replaces one value; durable on return.
     pub fn put(&self, key: &str, value: &[u8]) -> Result<(), SaveError> {
+        self.write(&[(key, Some(value))])?;
+        self.values().insert(key.to_owned(), value.to_owned());
+        Ok(())
+    }
+
+    fn write(&self, values: &[(&str, Option<&[u8]>)]) -> Result<(), SaveError> {
         let producer = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
         if self.is_fenced() {
             return Err(SaveError::Fenced);
         }
-        match write(&producer, &self.topic, self.number, key, value) {
-            Ok(()) => {
-                let mut values = self.values.lock().unwrap_or_else(PoisonError::into_inner);
-                values.insert(key.to_owned(), value.to_owned());
-                Ok(())
-            }
-            Err(error) => Err(self.give_up(&producer, &error)),
-        }
+        let written = write(&producer, &self.topic, self.number, values);
+        written.map_err(|error| self.give_up(&producer, &error))
     }
 
     /// A transaction that failed is undone, so that the next one can begin.
@@ -198,17 +236,21 @@ impl Kept {
     }
 }
 
-/// One value, in a transaction of its own.
+/// Some values, in a transaction of their own; `None` removes one.
 fn write(
     producer: &BaseProducer<Listener>,
     topic: &str,
     number: i32,
-    key: &str,
-    value: &[u8],
+    values: &[(&str, Option<&[u8]>)],
 ) -> Result<(), KafkaError> {
     producer.begin_transaction()?;
-    let message = BaseRecord::to(topic).partition(number).key(key).payload(value);
-    producer.send(message).map_err(|(error, _)| error)?;
+    for (key, value) in values {
+        let mut message = BaseRecord::<str, [u8]>::to(topic).partition(number).key(key);
+        if let Some(value) = value {
+            message = message.payload(value);
+        }
+        producer.send(message).map_err(|(error, _)| error)?;
+    }
     until_told(producer, 2 * STEP, || producer.commit_transaction(CALL))
 }
 
@@ -308,7 +350,7 @@ impl StateStore for Key {
     }
 
     fn load(&self) -> std::io::Result<Option<Vec<u8>>> {
-        Ok(self.kept.get(&self.key))
+        Ok(Store::get(&*self.kept, &self.key))
     }
 
     fn save(&self, bytes: &[u8]) -> Result<(), SaveError> {
