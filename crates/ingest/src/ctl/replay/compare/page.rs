@@ -96,8 +96,8 @@ fn sentence(line: &str) -> String {
 }
 
 fn of_sink(sink: &SinkCompared) -> String {
-    let mut out =
-        format!("<h2>{} <small>{}</small></h2>\n", escaped(&sink.sink), escaped(&sink.kind));
+    let kind = if sink.kind == sink.sink { "" } else { &sink.kind };
+    let mut out = format!("<h2>{} <small>{}</small></h2>\n", escaped(&sink.sink), escaped(kind));
     if let Some(why) = &sink.not_compared {
         let _ = writeln!(out, "<p class=\"warn\">Not compared: {}.</p>", escaped(why));
         return out;
@@ -290,11 +290,15 @@ fn sample(sample: &Sample) -> String {
         escaped(&sample.event_id)
     );
     if !sample.fields.is_empty() {
-        let rows: String = sample.fields.iter().map(field).collect();
+        let (headings, rows): (_, String) = match sample.difference {
+            Difference::Changed => {
+                ("<th>Live</th><th>Shadow</th>", sample.fields.iter().map(field).collect())
+            }
+            _ => ("<th>Why it is a dead letter</th>", sample.fields.iter().map(reason).collect()),
+        };
         let _ = write!(
             out,
-            "<table><thead><tr><th>Field</th><th>Live</th><th>Shadow</th></tr></thead><tbody>{rows}\
-             </tbody></table>"
+            "<table><thead><tr><th>Field</th>{headings}</tr></thead><tbody>{rows}</tbody></table>"
         );
     }
     out.push_str(&more(sample.fields_left_out, "fields"));
@@ -311,6 +315,15 @@ fn field(field: &FieldDifference) -> String {
         escaped(&field.field),
         cell(&field.live, "old"),
         cell(&field.shadow, "new")
+    )
+}
+
+fn reason(field: &FieldDifference) -> String {
+    let value = field.live.as_ref().or(field.shadow.as_ref()).map(|value| escaped(value));
+    format!(
+        "<tr><td class=\"mono\">{}</td><td class=\"mono\">{}</td></tr>",
+        escaped(&field.field),
+        value.unwrap_or_default()
     )
 }
 
