@@ -180,6 +180,7 @@ pub(super) async fn redrive(
     // One at a time: two could each find the same letter not re-driven yet.
     let _one = pipeline.redrives.lock().await;
     let wanted = Arc::new(wanted);
+    asked_code(&wanted)?;
     if !wanted.dry_run {
         let (recording, asked) = (Arc::clone(&pipeline), Arc::clone(&wanted));
         blocking(move || record(&recording, &asked)).await?;
@@ -249,13 +250,20 @@ struct Gathered {
     next: Option<Place>,
 }
 
-fn gather(pipeline: &Shared, wanted: &Redrive, from: Place) -> Result<Gathered, Problem> {
+/// The code that is asked for, of a question that makes sense.
+fn asked_code(wanted: &Redrive) -> Result<Option<Code>, Problem> {
     let code = known_code(wanted.code.as_deref())?;
-    let (tenant, kind) = (wanted.tenant.as_deref(), wanted.event_type.as_deref());
-    if wanted.offsets.is_none() && tenant.is_none() && kind.is_none() && code.is_none() {
+    let Redrive { tenant, event_type, offsets, .. } = wanted;
+    if offsets.is_none() && tenant.is_none() && event_type.is_none() && code.is_none() {
         let detail = "say which: tenant, event_type, code or offsets";
         return Err(Problem::bad_request(detail));
     }
+    Ok(code)
+}
+
+fn gather(pipeline: &Shared, wanted: &Redrive, from: Place) -> Result<Gathered, Problem> {
+    let code = asked_code(wanted)?;
+    let (tenant, kind) = (wanted.tenant.as_deref(), wanted.event_type.as_deref());
     let places: Option<BTreeSet<Place>> =
         wanted.offsets.as_ref().map(|p| p.iter().copied().collect());
     let done = redriven(&pipeline.logs)?;

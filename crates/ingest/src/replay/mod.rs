@@ -38,7 +38,7 @@ mod source;
 
 pub use crate::sink::shadow::{ShadowPlace, ShadowSink};
 
-pub use check::{REDRIVE, check};
+pub use check::{REDRIVE, check, redriven_since};
 pub use plan::{
     Content, EventAt, Judging, KeptDead, LaneCount, Plan, PlanFileError, PlanId, PlanIdError,
     SchemaCount, SchemaPin, Selection, Slice, Target,
