@@ -214,6 +214,18 @@ impl LogWriter for KafkaLog {
         view.unwrap_or_else(|| Arc::clone(log))
     }
 
+    fn to_replay(&self, log: &Arc<dyn LogSource>) -> Result<Arc<dyn LogSource>, String> {
+        let ownership = lock(&self.ownership);
+        let view = ownership.as_ref().and_then(|ownership| ownership.view(log.partition()));
+        view.ok_or_else(|| {
+            let partition = log.partition();
+            format!(
+                "partition {partition} is another server's at the moment, which knows what came twice in it: \
+                 ask that one (`ingestctl status`, partitions_owned), with --partition {partition}"
+            )
+        })
+    }
+
     fn about(&self) -> Value {
         let config = &self.cluster.clients.config;
         let ownership = lock(&self.ownership);

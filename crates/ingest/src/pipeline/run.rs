@@ -140,7 +140,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     };
     let admin = tokio::spawn(admin::serve(admin_listener, Arc::clone(&pipeline), stop));
     hello(&pipeline, serving.local_addr(), admin_address, dev_key.as_deref());
-    pipeline.jobs.start().map_err(part("replays"))?;
+    pipeline.jobs.start(&pipeline.writers).map_err(part("replays"))?;
     let serving = tokio::spawn(serving.serve());
     let books = tokio::spawn(keep_books(Arc::clone(&pipeline)));
     let tenants = tokio::spawn(Arc::clone(&pipeline.tenants).watch());

@@ -167,6 +167,13 @@ pub trait LogWriter: Append {
     fn as_read(&self, log: &Arc<dyn LogSource>) -> Arc<dyn LogSource> {
         Arc::clone(log)
     }
+    /// A partition as a replay reads it: as its sinks do.
+    ///
+    /// # Errors
+    /// Why it cannot be had here, and where.
+    fn to_replay(&self, log: &Arc<dyn LogSource>) -> Result<Arc<dyn LogSource>, String> {
+        Ok(Arc::clone(log))
+    }
     /// Which log it is and how it does, for `status`.
     fn about(&self) -> serde_json::Value;
     /// Takes nothing more, and ends what is under way. Blocks.
