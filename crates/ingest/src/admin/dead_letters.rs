@@ -93,7 +93,7 @@ pub(super) async fn list(
     State(pipeline): State<Shared>,
     Query(wanted): Query<Wanted>,
 ) -> Result<Json<Value>, Problem> {
-    blocking(move || find(&pipeline.logs, &wanted)).await.map(Json)
+    blocking(move || find(&pipeline.as_read(), &wanted)).await.map(Json)
 }
 
 fn find(logs: &[Arc<dyn LogSource>], wanted: &Wanted) -> Result<Value, Problem> {
@@ -266,10 +266,11 @@ fn gather(pipeline: &Shared, wanted: &Redrive, from: Place) -> Result<Gathered, 
     let (tenant, kind) = (wanted.tenant.as_deref(), wanted.event_type.as_deref());
     let places: Option<BTreeSet<Place>> =
         wanted.offsets.as_ref().map(|p| p.iter().copied().collect());
-    let done = redriven(&pipeline.logs)?;
+    let done = redriven(&pipeline.as_read())?;
     let mut gathered = Gathered { matched: 0, skipped: 0, letters: Letters::new(), next: None };
     let mut bytes = 0;
-    for log in pipeline.logs.iter().filter(|log| from.partition <= log.partition().0) {
+    let logs = pipeline.as_read();
+    for log in logs.iter().filter(|log| from.partition <= log.partition().0) {
         let start = if log.partition().0 == from.partition { from.offset } else { 0 };
         scan(&**log, Offset(start), log.latest(), |event| {
             let place = Place { partition: event.partition.0, offset: event.offset.0 };

@@ -321,6 +321,7 @@ fn writer_settings(
     let mut settings = WriterSettings::new(&config.log, queue_bytes, config.budget.delay.0);
     settings.budget = Some(Arc::clone(budget));
     settings.dedup_ids = division.dedup_ids;
+    settings.dedup_ids_all = division.dedup_ids_all;
     let known = Arc::clone(tenants);
     settings.weight = Arc::new(move |tenant| known.get(tenant).map_or(1, |tenant| tenant.weight()));
     settings
