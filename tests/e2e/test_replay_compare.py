@@ -139,6 +139,11 @@ def test_a_shadow_by_the_same_schemas_is_identical_and_one_by_others_is_told_fie
     text = page.read_text()
     assert "<h1 class=\"bad\">Different</h1>" in text and not re.search(r"https?://|<script|src=|url\(", text)
 
+    shown = subprocess.run(server.ctl_command("replay", "compare", plan), env=server.ctl_environment(), capture_output=True, text=True)
+    assert shown.returncode == 1, shown
+    assert f"different: {2 * counts['changed']} changed, {2 * counts['healed']} healed" in shown.stdout, shown.stdout
+    assert "schema_version: 1 → 2" in shown.stdout and "changed, for example:" in shown.stdout, shown.stdout
+
     # Only what may have healed; only one tenant and type.
     healed = replay(server, "--dead-letters-only", window=("--from", "10", "--to", "350"))
     report = compare(server, healed, status=1)

@@ -54,6 +54,7 @@ fn the_commands_are_those_of_the_design() {
         "mark",
         "replay",
         "replay apply",
+        "replay compare",
         "log verify",
         "log quarantine list",
         "log quarantine show",

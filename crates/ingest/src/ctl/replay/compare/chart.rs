@@ -77,7 +77,8 @@ fn slot(hours: &[HourTotal]) -> Option<Slot<'_>> {
 }
 
 /// `2026-11-21 10:00` of an hour's begin.
-fn human_hour(hour: &str) -> String {
+#[must_use]
+pub fn human_hour(hour: &str) -> String {
     super::page::escaped(hour).replace('T', " ").replace(":00Z", "")
 }
 
