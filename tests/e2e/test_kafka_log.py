@@ -213,7 +213,8 @@ def test_a_broker_that_is_silent_for_minutes_stops_no_sink_for_good(make_server,
     seconds), longer than any transaction of the sinks' state may take to be committed or undone; it goes on. Twice.
     Guarantees: all that was acknowledged is in the lake, once, without a restart; the books balance."""
     clock = FastClock(tmp_path / "clock", ahead=-3600)
-    server = make_server(log=on_kafka(one, "silent"), flush_age="50ms")
+    # Many partitions, so that some transaction is just being ended.
+    server = make_server(log=on_kafka(one, "silent", 'partition_by = "request"', partitions=6), flush_age="50ms")
     # Nothing is spared: its client is as impatient.
     server.environment = {**clock.environment, "FAST_CLOCK_SPARES": ""}
     server.start()
@@ -234,7 +235,7 @@ def test_a_broker_that_is_silent_for_minutes_stops_no_sink_for_good(make_server,
         wait_until("events are taken again", lambda: server.offsets_given() > before + 500)
     finally:
         load.stop()
-    settle(server)
+    settle(server, partitions=6)
     check_nothing_missing(server, journal_ids(load.journal))
     assert server.audit()["balanced"] is True
     tally("e2e kafka log: silent broker", "process pause", ["P1", "P2", "P5"], 2)
