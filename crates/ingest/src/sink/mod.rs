@@ -12,6 +12,7 @@
 //! | `desk` | what these threads share: board, state file, how rows are written |
 //! | `pace`, `memory`, `pressure` | which lane is slow; how large a window may be; what is shed |
 //! | `reconcile` | holds a destination against the log, writes what it lost |
+//! | `exchange`, `promoted` | rows of a window exchanged for a shadow's, and what of that holds |
 //! | `freshness` | how old events are when they become visible, and what was promised |
 //! | `upkeep` | work beside writing, behind all else |
 //! | `blackhole` | the shortest sink, meant to be copied (docs/add-a-sink.md) |
@@ -47,6 +48,7 @@ mod crew;
 mod delivery;
 mod desk;
 mod elasticsearch;
+pub mod exchange;
 mod expire;
 pub mod freshness;
 mod held;
@@ -57,6 +59,7 @@ mod names;
 mod pace;
 mod poison;
 mod pressure;
+pub mod promoted;
 mod quarantine;
 pub mod reconcile;
 pub mod rows;
@@ -192,6 +195,14 @@ pub trait Sink: Send + Sync {
     ) -> Result<Found, (Option<Found>, WriteError)> {
         let _ = (rows, repair, now);
         Err((None, WriteError::Conflict { cause: "it cannot be asked which rows it has".into() }))
+    }
+
+    /// Its way to exchange rows of a window for those of a shadow.
+    ///
+    /// # Errors
+    /// Why it has none, and what to do instead.
+    fn exchange(&self) -> Result<&dyn exchange::Exchange, &'static str> {
+        Err("what it has written cannot be exchanged")
     }
 
     /// What the destination is to be spared, if anything now: windows that are not full wait for it.

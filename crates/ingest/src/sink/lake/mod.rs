@@ -10,8 +10,10 @@
 //! | `store` | puts a file whole, once, durable; `remote`: into an object store |
 //! | `inventory` | reads a lake back, for audits |
 //! | `merge` | joins small files later |
+//! | `exchange` | a window's rows exchanged for a shadow's |
 
 pub(super) mod columns;
+mod exchange;
 mod inventory;
 pub(super) mod jsonl;
 pub mod layout;
@@ -22,7 +24,7 @@ mod remote;
 mod store;
 pub(super) mod table;
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
@@ -34,6 +36,8 @@ pub use store::{LakeStore, OpenStoreError, Put, StoreError, Wrap};
 
 use super::{
     LaneRows, Sink, SinkConfig, SinkConfigError, SinkContext, SinkKind, WriteError,
+    exchange::Exchange,
+    promoted::Promotions,
     status::JoinStatus,
     upkeep::{Turn, Upkeep},
 };
@@ -52,10 +56,13 @@ const ROWS_HASH: &str = "tidegate.rows_hash";
 
 /// Writes lanes as files.
 pub struct Lake {
-    store: LakeStore,
+    store: Arc<LakeStore>,
     format: Format,
     schemas: Arc<dyn Schemas>,
     merger: Merger,
+    data_dir: PathBuf,
+    /// Those that held at the start: only a start finds a cursor that was set back.
+    promotions: Promotions,
 }
 
 /// What `options` may hold.
@@ -127,11 +134,14 @@ impl Lake {
         .map_err(|e| SinkConfigError(e.to_string()))?;
         let what = (config.name.as_str(), options.format, store.is_local());
         let merger = Merger::open(options.merge, what, &context.storage, &context.data_dir);
+        let promotions = Promotions::load(&*context.storage, &context.data_dir, &config.name);
         Ok(Self {
-            store,
+            store: Arc::new(store),
             format: options.format,
             schemas: Arc::clone(&context.schemas),
             merger: merger.map_err(SinkConfigError)?,
+            data_dir: context.data_dir.clone(),
+            promotions: promotions.map_err(|e| SinkConfigError(e.to_string()))?,
         })
     }
 
@@ -169,8 +179,11 @@ impl Lake {
     }
 
     fn write_file(&self, rows: &LaneRows<'_>, plan: &FilePlan) -> Result<(), WriteError> {
-        let (bytes, hash) = self.encode(rows, plan)?;
         let mut name = plan.name(rows);
+        if self.is_promoted(rows, plan, &name)? {
+            return Ok(());
+        }
+        let (bytes, hash) = self.encode(rows, plan)?;
         if planted(Bug::NameByAttempt) {
             name.last = name.last.plus(faults::attempt());
         }
@@ -276,6 +289,10 @@ impl Sink for Lake {
 
     fn flush_age(&self) -> Duration {
         Duration::from_secs(if self.store.is_local() { 5 } else { 60 })
+    }
+
+    fn exchange(&self) -> Result<&dyn Exchange, &'static str> {
+        Ok(self)
     }
 
     fn upkeep(&self) -> Option<&dyn Upkeep> {
