@@ -15,6 +15,7 @@ pub mod books;
 pub mod budget;
 pub mod clock;
 pub mod config;
+pub mod control;
 pub mod ctl;
 pub mod edge;
 pub mod fair;

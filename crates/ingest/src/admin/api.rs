@@ -43,9 +43,11 @@ pub(super) async fn config(State(pipeline): State<Shared>) -> Result<Json<Value>
     }
     // A sink's options may hold credentials; their names are enough.
     if let Some(sinks) = shown.pointer_mut("/sink").and_then(Value::as_array_mut) {
-        for options in sinks.iter_mut().filter_map(|sink| sink.pointer_mut("/options")) {
-            if let Value::Object(options) = options {
-                options.values_mut().for_each(|value| *value = json!("[set]"));
+        for sink in sinks.iter_mut() {
+            for place in ["/options", "/shadow"] {
+                if let Some(Value::Object(options)) = sink.pointer_mut(place) {
+                    options.values_mut().for_each(|value| *value = json!("[set]"));
+                }
             }
         }
     }

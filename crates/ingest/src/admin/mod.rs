@@ -12,6 +12,7 @@ mod lines;
 pub(crate) mod log;
 mod problem;
 mod records;
+mod replay;
 mod sinks;
 mod status;
 mod tail;
@@ -112,6 +113,7 @@ fn api_routes() -> Router<Shared> {
         .route("/tenants/{tenant}/enable", routing::post(tenants::enable))
         .route("/schemas", routing::get(api::schemas))
         .route("/config", routing::get(api::config))
+        .nest("/replay", replay::routes())
         .route("/reload", routing::post(api::reload))
         .route("/drain", routing::post(api::drain))
 }

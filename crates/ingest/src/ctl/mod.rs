@@ -26,6 +26,7 @@ pub mod offsets;
 pub mod out;
 pub mod public;
 pub mod reload;
+pub mod replay;
 pub mod schema;
 mod schema_test;
 pub mod send;
@@ -127,6 +128,8 @@ pub enum Command {
     Sink(sink::SinkArgs),
     /// Hold the books against the log and the lake, and a client's journal against the log
     Audit(audit::AuditArgs),
+    /// Read a window of the log again, into a shadow; look; promote
+    Replay(replay::ReplayArgs),
     /// Check a configuration file
     Config(config::ConfigArgs),
     /// Have the server read its configuration again: whole or not at all
@@ -217,6 +220,7 @@ async fn run(command: Command, context: &Context) -> Result<Verdict, Fault> {
         Command::Sink(args) => sink::run(args, context).await,
         Command::Capacity(args) => capacity::run(&args, context),
         Command::Audit(args) => audit::run(&args, context).await,
+        Command::Replay(args) => replay::run(args, context).await,
         Command::Config(args) => config::run(&args, context),
         Command::Reload(args) => reload::run(&args, context).await,
         Command::Drain(args) => drain::run(&args, context).await,

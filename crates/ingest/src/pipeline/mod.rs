@@ -31,6 +31,7 @@ use crate::{
     budget::Budget,
     clock::Clock,
     config::{self, Config, Role},
+    control::Control,
     faults::{Bug, planted},
     log::LogHandle,
     metrics,
@@ -69,6 +70,8 @@ pub struct Pipeline {
     pub books: Arc<Books>,
     /// What each tenant may send.
     pub quotas: Arc<Quotas>,
+    /// What operators did.
+    pub control: Arc<Control>,
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// The memory that requests share.

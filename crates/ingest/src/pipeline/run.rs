@@ -24,6 +24,7 @@ use crate::{
     budget::Budget,
     clock::{Clock, SystemClock},
     config::{self, Config, ConfigError, Role, Size},
+    control::Control,
     edge::{self, Behind, EdgeParts},
     json::ScanLimits,
     log::LogHandle,
@@ -205,6 +206,7 @@ struct Built {
     /// The folder of a role without a log, which stays locked.
     folder: Option<roles::RoleFolder>,
     books: Arc<Books>,
+    control: Arc<Control>,
     clock: Arc<dyn Clock>,
     unlogged: UnloggedLedger,
     budget: Arc<Budget>,
@@ -230,6 +232,7 @@ impl Building {
         let (schemas, normalizer) = load_schemas(&config, &storage, opened.contents())?;
         let tenants = load_tenants(&config, dev_key.as_deref(), &clock)?;
 
+        let control = Arc::new(Control::open(Arc::clone(&storage), &dir));
         let books = Arc::new(Books::default());
         let log_id = opened.log_id.clone();
         let (logs, embedded) = (opened.sources.clone(), opened.handles.clone());
@@ -276,6 +279,7 @@ impl Building {
             folder,
             normalizer: Arc::new(normalizer),
             books,
+            control,
             clock,
             unlogged,
             budget,
@@ -454,6 +458,7 @@ impl Built {
             tenants: self.tenants,
             normalizer: self.normalizer,
             books: self.books,
+            control: self.control,
             clock: self.clock,
             quotas: self.quotas,
             budget: self.budget,

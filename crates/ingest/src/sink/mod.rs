@@ -11,8 +11,9 @@
 //! | `crew`, `delivery`, `held` | its threads: a window's writer; lanes that wait alone, and catch up |
 //! | `desk` | what these threads share: board, state file, how rows are written |
 //! | `pace`, `memory`, `pressure` | which lane is slow; how large a window may be; what is shed |
+//! | `shadow` | the shadow of a sink: where replay writes to |
 //! | `reconcile` | holds a destination against the log, writes what it lost |
-//! | `exchange`, `promoted` | rows of a window exchanged for a shadow's, and what of that holds |
+//! | `exchange`, `exchangeable`, `promoted` | rows of a window exchanged for a shadow's, and what of that holds |
 //! | `freshness` | how old events are when they become visible, and what was promised |
 //! | `upkeep` | work beside writing, behind all else |
 //! | `blackhole` | the shortest sink, meant to be copied (docs/add-a-sink.md) |
@@ -49,6 +50,7 @@ mod delivery;
 mod desk;
 mod elasticsearch;
 pub mod exchange;
+mod exchangeable;
 mod expire;
 pub mod freshness;
 mod held;
@@ -65,6 +67,7 @@ pub mod reconcile;
 pub mod rows;
 pub mod runner;
 mod secret;
+pub mod shadow;
 pub mod source;
 pub mod start;
 pub mod state;
@@ -94,6 +97,8 @@ pub struct SinkKind {
     pub check: fn(&SinkConfig) -> Result<(), SinkConfigError>,
     /// Checks its configuration and opens it. Makes no request.
     pub open: OpenSink,
+    /// Where its shadows lie: never where a live sink of this kind writes.
+    pub shadow: shadow::MakeShadow,
 }
 
 impl SinkKind {
@@ -205,6 +210,14 @@ pub trait Sink: Send + Sync {
         Err("what it has written cannot be exchanged")
     }
 
+    /// Removes all that it holds: a shadow's last step.
+    ///
+    /// # Errors
+    /// What could not be removed, and what to do.
+    fn erase(&self, _: &shadow::Erase) -> Result<(), String> {
+        Err("a sink of this kind removes nothing: remove it by its own tools".to_owned())
+    }
+
     /// What the destination is to be spared, if anything now: windows that are not full wait for it.
     fn pause(&self) -> Option<Pause> {
         None
@@ -272,6 +285,13 @@ pub struct SinkConfig {
     /// Settings of this kind of sink alone.
     #[serde(default)]
     pub options: toml::Table,
+    /// What its shadows have in place of `options`, such as credentials of their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shadow: Option<toml::Table>,
+    /// Behind the name of every table, topic or stream: a shadow's, and empty for a live sink. No
+    /// configuration sets it.
+    #[serde(skip)]
+    pub suffix: String,
 }
 
 impl SinkConfig {
@@ -295,6 +315,8 @@ impl SinkConfig {
             objective: None,
             policy: Policy::default(),
             options: toml::Table::new(),
+            shadow: None,
+            suffix: String::new(),
         }
     }
 }

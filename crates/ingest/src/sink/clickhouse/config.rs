@@ -5,7 +5,10 @@ use std::{collections::HashSet, path::PathBuf, time::Duration};
 use serde::Deserialize;
 use url::Url;
 
-use super::super::{SinkConfig, SinkConfigError, secret};
+use super::{
+    super::{Lane, SinkConfig, SinkConfigError, secret},
+    ddl::TableName,
+};
 use crate::config::Span;
 
 /// What `options` may hold.
@@ -50,6 +53,8 @@ pub struct Settings {
     pub urls: Vec<Url>,
     /// The database of all its tables.
     pub database: String,
+    /// Behind the name of each of its tables: a shadow's.
+    pub suffix: String,
     /// Who writes.
     pub user: String,
     /// The user's password, or `file:PATH` or `env:NAME` that holds it.
@@ -107,6 +112,7 @@ impl Settings {
         Ok(Self {
             urls,
             database: options.database,
+            suffix: config.suffix.clone(),
             user: options.user,
             password: options.password,
             ca: options.ca,
@@ -117,6 +123,11 @@ impl Settings {
             create: options.create,
             inserts_per_second: options.inserts_per_second,
         })
+    }
+
+    /// The table of a lane.
+    pub fn table(&self, lane: &Lane) -> TableName {
+        TableName::of(&self.database, lane, &self.suffix)
     }
 
     /// The password itself, looked up where it is a reference; empty where there is none.

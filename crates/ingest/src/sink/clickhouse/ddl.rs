@@ -61,10 +61,10 @@ pub struct TableName {
 }
 
 impl TableName {
-    /// The table of a lane.
-    pub fn of(database: &str, lane: &Lane) -> Self {
+    /// The table of a lane, with `suffix` behind its name.
+    pub fn of(database: &str, lane: &Lane, suffix: &str) -> Self {
         let table = if lane.dead { DEAD_LETTERS } else { lane.event_type.as_str() };
-        Self { database: database.to_owned(), table: table.to_owned() }
+        Self { database: database.to_owned(), table: format!("{table}{suffix}") }
     }
 
     /// As it stands in a statement.

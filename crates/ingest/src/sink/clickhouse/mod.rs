@@ -47,6 +47,7 @@ use super::{
     WriteError,
     freshness::Mark,
     lake::{self, Schemas, columns::Table, table},
+    shadow::{self, Erase},
 };
 use block::{Block, Presence, There};
 use client::{Client, Fault, Request};
@@ -59,6 +60,11 @@ pub(super) const KIND: SinkKind = SinkKind {
     name: "clickhouse",
     check: |config| Settings::read(config).map(drop),
     open: |config, context| Ok(Arc::new(ClickHouse::open(config, context)?)),
+    shadow: |config, _| {
+        let settings = Settings::read(config)?;
+        let urls: Vec<_> = settings.urls.iter().map(Url::as_str).collect();
+        Ok(format!("{}: {}.<event type>{}", urls.join(", "), settings.database, settings.suffix))
+    },
 };
 
 /// The servers and databases that a configuration names, if it is one of this kind: no two sinks share
@@ -159,7 +165,7 @@ impl ClickHouse {
             Ok(made) => made,
             Err(rows) => return Err(WriteError::Reject { rows }),
         };
-        let table = TableName::of(&self.settings.database, block.rows.lane);
+        let table = self.settings.table(block.rows.lane);
         let columns = ddl::columns(block.rows.lane.dead, schema.as_deref());
         let server = self.server(block.rows.lane.tenant.as_str())?;
         server.tables.ensure(&server.client, &self.settings, &table, &columns)?;
@@ -297,6 +303,7 @@ fn query_id(table: &TableName, token: &str) -> String {
 
 impl Sink for ClickHouse {
     fn write(&self, rows: &LaneRows<'_>) -> Result<(), WriteError> {
+        shadow::refuse_shadows_names(rows)?;
         let lane = (rows.partition, rows.lane.clone());
         // Whatever happens now, this lane is asked about next time unless it ends well.
         let doubt = !self.settled().remove(&lane);
@@ -386,6 +393,19 @@ impl Sink for ClickHouse {
         self.hold_against(rows, repair, now)
     }
 
+    /// Drops the tables with its suffix: never a live one's, which has none.
+    fn erase(&self, _: &Erase) -> Result<(), String> {
+        let suffix = &self.settings.suffix;
+        if suffix.is_empty() {
+            return Err("this is no shadow".to_owned());
+        }
+        for server in &self.servers {
+            let dropped = tables::drop_all(&server.client, &self.settings.database, suffix);
+            dropped.map_err(|fault| format!("{}: {fault}", server.client.url()))?;
+        }
+        Ok(())
+    }
+
     fn pause(&self) -> Option<Pause> {
         let until = self.inserts.until(Instant::now())?;
         let most = self.settings.inserts_per_second;
@@ -397,7 +417,7 @@ impl Sink for ClickHouse {
 impl Server {
     fn are_visible(&self, settings: &Settings, marks: &[Mark]) -> Result<Vec<bool>, String> {
         let id = format!("tidegate-{}", uuid::Uuid::now_v7());
-        let statement = visible::question(&settings.database, marks);
+        let statement = visible::question(settings, marks);
         // As whoever queries asks: any replica, whatever it has.
         let request = Request {
             id: &id,

@@ -6,7 +6,6 @@ use super::{
     super::{LaneRows, WriteError, reconcile::Found},
     Attempt, ClickHouse,
     block::Block,
-    ddl::TableName,
 };
 
 /// Where it fails: what was found until then, if all was asked.
@@ -22,7 +21,7 @@ impl ClickHouse {
         now: ReceivedAt,
     ) -> Result<Found, Fault> {
         let server = self.server(rows.lane.tenant.as_str()).map_err(|error| (None, error))?;
-        let table = TableName::of(&self.settings.database, rows.lane);
+        let table = self.settings.table(rows.lane);
         let ttl = self.settings.ttl.map(|ttl| i64::try_from(ttl.as_micros()).unwrap_or(i64::MAX));
         let kept_since = ttl.map_or(i64::MIN, |ttl| now.0.saturating_sub(ttl));
         let (mut found, mut lacking) = (Found::default(), Vec::new());

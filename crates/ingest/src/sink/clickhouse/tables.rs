@@ -130,6 +130,29 @@ impl Tables {
     }
 }
 
+#[derive(Deserialize)]
+struct NameLine {
+    name: String,
+}
+
+/// Drops every table of the database whose name ends so.
+///
+/// # Errors
+/// [`Fault`] of the first that cannot be dropped.
+pub fn drop_all(client: &Client, database: &str, suffix: &str) -> Result<(), Fault> {
+    let statement = format!(
+        "SELECT name FROM system.tables WHERE database = {} AND endsWith(name, {}) FORMAT JSONEachRow",
+        literal(database),
+        literal(suffix)
+    );
+    for line in lines::<NameLine>(&ask(client, &statement, READ)?)? {
+        let table = TableName { database: database.to_owned(), table: line.name };
+        run(client, &format!("DROP TABLE IF EXISTS {}", table.quoted()))?;
+        tracing::info!(table = table.quoted(), "the shadow's table was dropped");
+    }
+    Ok(())
+}
+
 fn run(client: &Client, statement: &str) -> Result<Vec<u8>, Fault> {
     ask(client, statement, &[])
 }

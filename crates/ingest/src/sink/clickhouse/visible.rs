@@ -2,13 +2,13 @@
 
 use std::fmt::Write as _;
 
-use super::{super::freshness::Mark, block::literal, ddl::TableName};
+use super::{super::freshness::Mark, block::literal, config::Settings};
 
 /// Asks for the places (from 0) of those marks whose row can be read, one a line.
-pub fn question(database: &str, marks: &[Mark]) -> String {
+pub fn question(settings: &Settings, marks: &[Mark]) -> String {
     let mut text = String::new();
     for (place, mark) in marks.iter().enumerate() {
-        let table = TableName::of(database, &mark.lane).quoted();
+        let table = settings.table(&mark.lane).quoted();
         let tenant = literal(mark.lane.tenant.as_str());
         let (time, log_id) = (mark.event_time.0, literal(&mark.log_id));
         let (partition, offset) = (mark.partition.0, mark.offset.0);
@@ -55,7 +55,9 @@ mod tests {
             offset: Offset(7),
             event_time: EventTime(5),
         };
-        let text = question("tidegate", &[mark(false), mark(true)]);
+        let config = "name='c'\nkind='clickhouse'\nurl='http://h:1'";
+        let settings = Settings::read(&toml::from_str(config).unwrap()).unwrap();
+        let text = question(&settings, &[mark(false), mark(true)]);
         assert_eq!(
             text,
             "(SELECT toUInt32(0) AS place FROM `tidegate`.`view` WHERE tenant = 'acme' AND event_time = \

@@ -9,6 +9,9 @@ use url::Url;
 use super::super::{SinkConfig, SinkConfigError, names::Template, secret};
 use crate::config::{Size, Span};
 
+/// What a data stream is called where the configuration does not say.
+pub const STREAM: &str = "tidegate-{tenant}.{event_type}";
+
 /// What `options` may hold.
 #[derive(Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -31,7 +34,7 @@ struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            stream: "tidegate-{tenant}.{event_type}".to_owned(),
+            stream: STREAM.to_owned(),
             user: None,
             password: None,
             api_key: None,

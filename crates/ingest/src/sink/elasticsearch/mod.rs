@@ -39,6 +39,7 @@ use super::{
         self, Schemas,
         table::{self, FilePlan},
     },
+    shadow,
 };
 use client::{Body, Client, Request};
 use config::Settings;
@@ -50,6 +51,16 @@ pub(super) const KIND: SinkKind = SinkKind {
     name: "elasticsearch",
     check: |config| Settings::read(config).map(drop),
     open: |config, context| Ok(Arc::new(Elasticsearch::open(config, context)?)),
+    shadow: |config, _| {
+        let settings = Settings::read(config)?;
+        let stream = match config.options.get("stream").and_then(toml::Value::as_str) {
+            Some(stream) => format!("{stream}{}", config.suffix),
+            None => format!("{}{}", config::STREAM, config.suffix),
+        };
+        let shown = format!("{}: {stream}", settings.url);
+        config.options.insert("stream".to_owned(), stream.into());
+        Ok(shown)
+    },
 };
 
 /// The answer to a bulk of 10,000 documents, each refused in many words.
@@ -278,6 +289,7 @@ fn pause(attempt: &mut Attempt, cause: String) -> Result<(), WriteError> {
 
 impl Sink for Elasticsearch {
     fn write(&self, rows: &LaneRows<'_>) -> Result<(), WriteError> {
+        shadow::refuse_shadows_names(rows)?;
         let lane = (rows.partition, rows.lane.clone());
         // Whatever happens now, this lane is asked about next time unless it ends well.
         let doubt = !self.settled().remove(&lane);

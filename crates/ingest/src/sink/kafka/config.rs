@@ -13,6 +13,8 @@ use crate::{
     kafka::{Compression, Sasl, Tls},
 };
 
+/// What a topic is called where the configuration does not say.
+pub const TOPIC: &str = "{tenant}.{event_type}";
 /// The longest name of a topic.
 const TOPIC_BYTES_MAX: usize = 249;
 
@@ -39,7 +41,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             servers: String::new(),
-            topic: "{tenant}.{event_type}".to_owned(),
+            topic: TOPIC.to_owned(),
             progress_topic: "tidegate.progress".to_owned(),
             create_topics: None,
             key: "event_id".to_owned(),

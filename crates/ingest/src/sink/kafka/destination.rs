@@ -11,7 +11,7 @@ use tidegate_event::Partition;
 use super::{
     super::{
         LaneRows, Sink, SinkConfig, SinkConfigError, SinkContext, WriteError, lake::Schemas,
-        rows::Row,
+        rows::Row, shadow,
     },
     client::Clients,
     config::Settings,
@@ -47,7 +47,7 @@ impl Kafka {
         let clients =
             Clients::new(&settings).map_err(|cause| SinkConfigError(format!("kafka: {cause}")))?;
         Ok(Self {
-            name: config.name.clone(),
+            name: format!("{}{}", config.name, config.suffix),
             topics: Topics::new(&clients, &settings, context.runtime.clone()),
             clients,
             settings,
@@ -120,6 +120,7 @@ fn parts<'r, 'a>(rows: &'r [Row<'a>], bytes_max: u64) -> impl Iterator<Item = &'
 
 impl Sink for Kafka {
     fn write(&self, rows: &LaneRows<'_>) -> Result<(), WriteError> {
+        shadow::refuse_shadows_names(rows)?;
         let topic = self.settings.topic.name(rows.lane, str::to_owned);
         let retry = |cause: String| WriteError::Retry { cause: format!("{topic}: {cause}") };
         self.topics.ensure(&topic).map_err(retry)?;

@@ -39,7 +39,21 @@ use super::{Sink, SinkConfig, SinkConfigError, SinkContext, SinkKind};
 use config::Settings;
 
 pub(super) const KIND: SinkKind =
-    SinkKind { name: "kafka", check: |config| Settings::read(config).map(drop), open };
+    SinkKind { name: "kafka", check: |config| Settings::read(config).map(drop), open, shadow };
+
+fn shadow(config: &mut SinkConfig, _: &std::path::Path) -> Result<String, SinkConfigError> {
+    let settings = Settings::read(config)?;
+    let suffix = &config.suffix;
+    let topic = match config.options.get("topic").and_then(toml::Value::as_str) {
+        Some(topic) => format!("{topic}{suffix}"),
+        None => format!("{}{suffix}", config::TOPIC),
+    };
+    let progress = format!("{}{suffix}", settings.progress_topic);
+    let shown = format!("{}: {topic}", settings.connection.servers);
+    config.options.insert("topic".to_owned(), topic.into());
+    config.options.insert("progress_topic".to_owned(), progress.into());
+    Ok(shown)
+}
 
 #[cfg(feature = "kafka")]
 fn open(config: &SinkConfig, context: &SinkContext) -> Result<Arc<dyn Sink>, SinkConfigError> {

@@ -107,7 +107,7 @@ pub struct LaneCheck {
 
 /// A lake, opened for reading. All calls block.
 pub struct LakeReader {
-    store: Arc<LakeStore>,
+    pub(super) store: Arc<LakeStore>,
 }
 
 impl LakeReader {
@@ -148,7 +148,7 @@ impl LakeReader {
     }
 
     /// Lists and reads again where files were joined meanwhile.
-    fn steadily<T>(
+    pub(super) fn steadily<T>(
         &self,
         read: impl Fn() -> Result<T, InventoryError>,
     ) -> Result<T, InventoryError> {

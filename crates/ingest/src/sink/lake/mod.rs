@@ -8,12 +8,13 @@
 //! | `columns` | flat vectors of values |
 //! | `parquet`, `jsonl` | a table as bytes; the same table, the same bytes |
 //! | `store` | puts a file whole, once, durable; `remote`: into an object store |
-//! | `inventory` | reads a lake back, for audits |
+//! | `inventory` | reads a lake back, for audits; `held`: which files hold some offsets |
 //! | `merge` | joins small files later |
 //! | `exchange` | a window's rows exchanged for a shadow's |
 
 pub(super) mod columns;
 mod exchange;
+mod held;
 mod inventory;
 pub(super) mod jsonl;
 pub mod layout;
@@ -29,6 +30,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use bytes::Bytes;
 
 pub use columns::{Column, Kind};
+pub use held::{Asked, HeldFile};
 pub use inventory::{FileFacts, InventoryError, LakeReader, LaneCheck};
 pub use layout::{FileName, Format};
 pub use project::{Project, SchemaColumn, Schemas};
@@ -38,6 +40,7 @@ use super::{
     LaneRows, Sink, SinkConfig, SinkConfigError, SinkContext, SinkKind, WriteError,
     exchange::Exchange,
     promoted::Promotions,
+    shadow::Erase,
     status::JoinStatus,
     upkeep::{Turn, Upkeep},
 };
@@ -49,6 +52,14 @@ pub(super) const KIND: SinkKind = SinkKind {
     name: "lake",
     check: |config| Options::read(config).map(|_| ()),
     open: |config, context| Ok(Arc::new(Lake::open(config, context, &|store| store)?)),
+    shadow: |config, data_dir| {
+        let id = config.suffix.rsplit('_').next().unwrap_or_default();
+        let url = format!("{}/shadow/{id}", url(config, data_dir).trim_end_matches('/'));
+        // Small files of a shadow are nobody's matter.
+        config.options.remove("merge");
+        config.url = Some(url.clone());
+        Ok(url)
+    },
 };
 
 /// The key of a file's rows hash in its key-value metadata.
@@ -61,6 +72,8 @@ pub struct Lake {
     schemas: Arc<dyn Schemas>,
     merger: Merger,
     data_dir: PathBuf,
+    /// Where it lies, and the store's client's options.
+    place: (String, Option<toml::Value>),
     /// Those that held at the start: only a start finds a cursor that was set back.
     promotions: Promotions,
 }
@@ -113,6 +126,12 @@ pub fn url(config: &SinkConfig, data_dir: &std::path::Path) -> String {
     }
 }
 
+/// Where a lake lies, and by which options of the store's client.
+fn place(config: &SinkConfig, data_dir: &std::path::Path) -> (String, Option<toml::Value>) {
+    let url = url(config, data_dir).trim_end_matches('/').to_owned();
+    (url, config.options.get("store").cloned())
+}
+
 impl Lake {
     /// Opens the lake of `config`; `wrap` puts itself between it and its store.
     ///
@@ -141,6 +160,7 @@ impl Lake {
             schemas: Arc::clone(&context.schemas),
             merger: merger.map_err(SinkConfigError)?,
             data_dir: context.data_dir.clone(),
+            place: place(config, &context.data_dir),
             promotions: promotions.map_err(|e| SinkConfigError(e.to_string()))?,
         })
     }
@@ -293,6 +313,13 @@ impl Sink for Lake {
 
     fn exchange(&self) -> Result<&dyn Exchange, &'static str> {
         Ok(self)
+    }
+
+    fn erase(&self, _: &Erase) -> Result<(), String> {
+        let mut paths = Vec::new();
+        let root = self.store.root().clone();
+        self.store.scan(&root, &mut |path, _| paths.push(path)).map_err(|e| e.to_string())?;
+        self.store.remove(&paths).map(drop).map_err(|e| e.to_string())
     }
 
     fn upkeep(&self) -> Option<&dyn Upkeep> {

@@ -13,7 +13,8 @@ use std::{
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use object_store::{
-    ObjectStore, ObjectStoreExt, PutMode, PutPayload, local::LocalFileSystem, path::Path,
+    ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutPayload, local::LocalFileSystem,
+    path::Path,
 };
 use tokio::runtime::Handle;
 
@@ -172,6 +173,13 @@ impl LakeStore {
     #[must_use]
     pub fn is_local(&self) -> bool {
         matches!(self.kind, Kind::Local(_))
+    }
+
+    /// What lies below one of its folders, as a lake of its own that is only read.
+    pub(super) fn below(&self, folder: &str) -> Self {
+        let root = self.root.parts().chain(Path::from(folder).parts()).collect();
+        let (objects, runtime) = (Arc::clone(&self.objects), self.runtime.clone());
+        Self { objects, root, kind: Kind::ReadOnly, runtime }
     }
 
     /// Where its requests are run.
@@ -419,10 +427,22 @@ impl LakeStore {
     /// # Errors
     /// [`StoreError`] when the store cannot be listed.
     pub fn scan(&self, folder: &Path, tell: &mut dyn FnMut(Path, u64)) -> Result<(), StoreError> {
+        self.scan_facts(folder, &mut |facts| tell(facts.location, facts.size))
+    }
+
+    /// Tells every file below `folder` with all that the store says of it. Blocks.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store cannot be listed.
+    pub fn scan_facts(
+        &self,
+        folder: &Path,
+        tell: &mut dyn FnMut(ObjectMeta),
+    ) -> Result<(), StoreError> {
         let each = async {
             let mut files = self.objects.list(Some(folder));
             while let Some(file) = files.try_next().await? {
-                tell(file.location, file.size);
+                tell(file);
             }
             Ok(())
         };

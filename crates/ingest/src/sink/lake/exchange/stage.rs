@@ -36,20 +36,21 @@ impl Lake {
             asked_to_stop(order)?;
             let bytes = look.shadow.store().get(&file.path)?;
             let path = self.live_path(order, file);
-            ready.come.push(self.keep(order, NEW, &path, bytes)?);
+            let from = look.is_below.then_some(&file.path);
+            ready.come.push(self.keep(order, (NEW, &path), bytes, from)?);
             tell("a file of the shadow is ready");
         }
         for file in &look.cut {
             asked_to_stop(order)?;
             let bytes = self.store.get(&file.path)?;
             ready.come.extend(self.rest(order, &look, file, bytes.clone())?);
-            ready.go.push(self.keep(order, OLD, &file.path, bytes)?);
+            ready.go.push(self.keep(order, (OLD, &file.path), bytes, Some(&file.path))?);
             tell("a file is cut");
         }
         for file in &look.whole {
             asked_to_stop(order)?;
             let bytes = self.store.get(&file.path)?;
-            ready.go.push(self.keep(order, OLD, &file.path, bytes)?);
+            ready.go.push(self.keep(order, (OLD, &file.path), bytes, Some(&file.path))?);
             tell("a file that goes is kept");
         }
         Ok(ready)
@@ -71,24 +72,25 @@ impl Lake {
         let (first, last) = (rest.first, rest.last);
         let name = FileName { first, last, plan: Some(order.plan.clone()), ..file.name.clone() };
         let path = name.path(self.store.root(), file.format);
-        self.keep(order, NEW, &path, rest.bytes).map(Some)
+        self.keep(order, (NEW, &path), rest.bytes, None).map(Some)
     }
 
-    /// Keeps the bytes of a live file, or of one that will be.
+    /// Keeps the bytes of a live file, or of one that will be; `from` is where they lie in this store, if
+    /// they do.
     fn keep(
         &self,
         order: &Order<'_>,
-        which: &str,
-        path: &Path,
+        (which, path): (&str, &Path),
         bytes: Bytes,
+        from: Option<&Path>,
     ) -> Result<Piece, ExchangeError> {
         let root = self.store.root();
         let live = below(root, path);
         let kept = at(&folder(root, order.plan), &format!("{which}/{live}"));
         let sha256 = sha256(&bytes);
-        let put = match which {
-            OLD => self.store.put_copy(path, &kept)?,
-            _ => self.store.put_new(&kept, bytes)?,
+        let put = match from {
+            Some(from) if self.store.is_local() => self.store.put_copy(from, &kept)?,
+            Some(_) | None => self.store.put_new(&kept, bytes)?,
         };
         match put {
             Put::Done => Ok(Piece { path: live, kept: below(root, &kept), sha256 }),

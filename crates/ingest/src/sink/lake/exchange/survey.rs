@@ -1,6 +1,9 @@
 //! Which files of a lake go, which are cut, which come: found by the offsets in them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use object_store::path::Path;
 use sha2::{Digest as _, Sha256};
@@ -15,6 +18,7 @@ use super::super::{
     inventory::LakeReader,
     layout::{FileName, Format},
     merge::publish::below,
+    place,
 };
 
 /// A file, with what its name says.
@@ -39,6 +43,8 @@ pub struct Look {
     pub come: Vec<Found>,
     /// Where these lie.
     pub shadow: LakeReader,
+    /// True where that is below live, by the same client.
+    pub is_below: bool,
 }
 
 impl Look {
@@ -89,10 +95,7 @@ fn folders_of(lanes: impl Iterator<Item = Lane>) -> Vec<String> {
 impl Lake {
     /// Looks at live and shadow; changes nothing.
     pub(super) fn look(&self, order: &Order<'_>) -> Result<Look, ExchangeError> {
-        let runtime = self.store.runtime().clone();
-        let shadow = LakeReader::open(order.shadow, &self.data_dir, runtime).map_err(|e| {
-            ExchangeError::Refused(format!("the shadow cannot be read: {e}; was it removed?"))
-        })?;
+        let (shadow, is_below) = self.open_shadow(order)?;
         let mut look = Look {
             survey: Survey::default(),
             window: BTreeMap::new(),
@@ -100,6 +103,7 @@ impl Lake {
             cut: Vec::new(),
             come: Vec::new(),
             shadow,
+            is_below,
         };
         let mut lanes = BTreeMap::<Lane, (u64, u64)>::new();
         self.look_at_shadow(order, &mut look, &mut lanes)?;
@@ -109,6 +113,19 @@ impl Lake {
         look.survey.changes.set_lanes(&lanes);
         self.describe(order, &mut look);
         Ok(look)
+    }
+
+    fn open_shadow(&self, order: &Order<'_>) -> Result<(LakeReader, bool), ExchangeError> {
+        let (url, options) = &self.place;
+        let folder = format!("shadow/{}", order.plan);
+        if place(order.shadow, &self.data_dir) == (format!("{url}/{folder}"), options.clone()) {
+            return Ok((LakeReader::of(&Arc::new(self.store.below(&folder))), true));
+        }
+        let runtime = self.store.runtime().clone();
+        let shadow = LakeReader::open(order.shadow, &self.data_dir, runtime).map_err(|e| {
+            ExchangeError::Refused(format!("the shadow cannot be read: {e}; was it removed?"))
+        })?;
+        Ok((shadow, false))
     }
 
     fn look_at_shadow(

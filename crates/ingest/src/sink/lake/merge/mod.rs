@@ -19,7 +19,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, TryLockError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -58,8 +58,17 @@ const HOUR_MICROS: i64 = 3_600_000_000;
 /// One at a time, whatever there is to be joined.
 static JOINING: Mutex<()> = Mutex::new(());
 
-/// While it is held no file is joined.
-pub(super) type Still = MutexGuard<'static, ()>;
+/// How many want that no file is joined.
+static STILL: AtomicUsize = AtomicUsize::new(0);
+
+/// While there is one no file is joined.
+pub(super) struct Still(());
+
+impl Drop for Still {
+    fn drop(&mut self) {
+        STILL.fetch_sub(1, Ordering::AcqRel);
+    }
+}
 
 /// `options.merge`
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -242,6 +251,9 @@ impl Merger {
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => return RETRY,
         };
+        if 0 < STILL.load(Ordering::Acquire) {
+            return RETRY;
+        }
         match self.round(store, turn) {
             Ok(wait) => {
                 self.todo().error = None;
@@ -258,20 +270,24 @@ impl Merger {
         }
     }
 
-    /// Keeps files from being joined, once none are.
+    /// Keeps files from being joined, once none are and what was begun is ended.
     pub fn keep_still(&self, store: &LakeStore, stop: &dyn Fn() -> bool) -> Result<Still, String> {
+        STILL.fetch_add(1, Ordering::AcqRel);
+        let still = Still(());
         loop {
-            match JOINING.try_lock() {
-                Ok(guard) => return self.resume(store, stop).map(|_| guard),
-                Err(TryLockError::Poisoned(poisoned)) => {
-                    let guard = poisoned.into_inner();
-                    return self.resume(store, stop).map(|_| guard);
-                }
+            let _one_at_a_time = match JOINING.try_lock() {
+                Ok(guard) => guard,
+                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
                 Err(TryLockError::WouldBlock) if stop() => {
-                    return Err("small files are being joined".to_owned());
+                    return Err("small files are being joined; try again in a moment".to_owned());
                 }
-                Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(20)),
-            }
+                Err(TryLockError::WouldBlock) => {
+                    std::thread::sleep(Duration::from_millis(20));
+                    continue;
+                }
+            };
+            self.resume(store, stop)?;
+            return Ok(still);
         }
     }
 
