@@ -66,7 +66,7 @@ demo-two-sinks: build-needs venv ## A healthy sink beside one that answers 503: 
 	$(CARGO) build --workspace --locked --bins
 	cd tests && ../$(VENV)/bin/python -m overload.two_sinks $(OVERLOAD_ARGUMENTS)
 
-# `make demo-roles OVERLOAD_ARGUMENTS="--rounds 3 --only rolling"`
+# `make demo-roles OVERLOAD_ARGUMENTS="--rounds 3 --only rolling --log kafka"`
 demo-roles: build-needs venv ## Two edges, normalizers, writers restarted and killed under load: the figures
 	$(CARGO) build --workspace --locked --bins
 	cd tests && ../$(VENV)/bin/python -m roles.rolling $(OVERLOAD_ARGUMENTS)

@@ -253,6 +253,10 @@ flush = {{ age = {toml(parts["flush_age"])} }}
     def status(self):
         return self.ctl("status")
 
+    def standing(self):
+        """What `status` says, whether all is well or not yet."""
+        return http("GET", f"{self.admin}/api/v1/status", timeout=10).json()
+
     def offsets_given(self):
         """How many offsets the log has given so far."""
         answer = http("GET", f"{self.admin}/api/v1/offsets", timeout=5)

@@ -63,7 +63,7 @@ delivery_timeout = "15s"
         wait_until("it is acknowledged again", lambda load=load, before=before: len(journal_ids(load.journal)) > before + 100)
         load.stop()
         acknowledged |= journal_ids(load.journal)
-    wait_until("every partition is owned", lambda: server.status()["log"]["partitions_owned"] == [0, 1])
+    wait_until("every partition is owned", lambda: server.standing()["log"]["partitions_owned"] == [0, 1])
     server.settle()
     rows, places, *_ = engine.places("load")
     ids = {row["event_id"] for row in engine.ask("SELECT event_id FROM tidegate.load FORMAT JSONEachRow")}

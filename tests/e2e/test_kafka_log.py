@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from harness import Load, check_nothing_missing, free_ports, journal_ids, lake_ids, tally, toml, wait_until
 from harness import http as request_of
+from kafka_log import on_kafka, owned, settle, shares
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -40,44 +41,8 @@ def three(tmp_path):
     kafka.end()
 
 
-def on_kafka(kafka, topic, more="", *, partitions=2, safe=False):
-    """What a server's `[log]` says to have its log on `topic`."""
-    copies = "replication = 3\nmin_insync = 2" if safe else "replication = 1\nmin_insync = 1"
-    return f"""kind = "kafka"
-dedup_window = "0s"
-[log.kafka]
-servers = {toml(kafka.servers)}
-topic = {toml(topic)}
-create = true
-partitions = {partitions}
-{copies}
-session_timeout = "6s"
-delivery_timeout = "15s"
-{more}
-"""
-
-
-def owned(server):
-    return server.status()["log"]["partitions_owned"]
-
-
 def readiness(server):
     return request_of("GET", f"{server.admin}/readyz", timeout=5)
-
-
-def settle(*servers, partitions=2):
-    """Waits until every partition is somebody's, and every sink has made everything visible: both at one moment, since a
-    partition that is nobody's has no sink that could lag."""
-
-    def caught_up():
-        told = [request_of("GET", f"{server.admin}/api/v1/status", timeout=5).json() for server in servers]
-        shares = [one["log"]["partitions_owned"] for one in told]
-        sinks = [sink for one in told for sink in one["sinks"]]
-        runs = sorted(part["partition"] for sink in sinks for part in sink["partitions"])
-        everything = list(range(partitions))
-        return sorted(sum(shares, [])) == runs == everything and all(sink["lag_events"] == 0 for sink in sinks)
-
-    wait_until("every partition is owned, and every sink has caught up", caught_up)
 
 
 def messages(kafka, topic):
@@ -258,10 +223,6 @@ def pair(make_server, one, request):
     return first, second, key
 
 
-def shares(*servers):
-    return [owned(server) for server in servers]
-
-
 def test_two_servers_share_the_partitions_and_take_over_from_one_that_was_killed(pair):
     """Scenario: two servers on one topic under load on both; one is killed, comes back.
     Guarantees: each has partitions; the other takes over; every acknowledged event is in the lake, no offset twice."""
@@ -281,6 +242,23 @@ def test_two_servers_share_the_partitions_and_take_over_from_one_that_was_killed
     for server in (first, second):
         assert server.audit()["balanced"] is True
     tally("e2e kafka log: shared, killed", "kill -9", ["P1", "P2", "P5"], 1)
+
+
+def test_servers_that_start_at_once_on_a_new_topic_agree_on_one_log(make_server, one):
+    """Scenario: three servers are started at the same moment, and the topic is not there yet.
+    Guarantees: all of them start, on one log, and share its partitions."""
+    servers = [make_server(log=on_kafka(one, "begun", partitions=3)) for _ in range(3)]
+    for server in servers:
+        server.spawn()
+    for server in servers:
+        wait_until("it is ready", lambda server=server: alive(server) and readiness(server).status == 200)
+    assert len({server.status()["log"]["group"] for server in servers}) == 1
+    wait_until("each has a part", lambda: sorted(sum(shares(*servers), [])) == [0, 1, 2] and all(shares(*servers)))
+
+
+def alive(server):
+    assert server.process.poll() is None, f"it ended with {server.process.returncode}:\n{server.log_file().read_text()[-2000:]}"
+    return True
 
 
 def test_a_server_that_was_paused_past_its_session_writes_nothing_twice(pair):
@@ -371,7 +349,7 @@ def test_a_topic_made_anew_under_the_old_name_is_found_out(make_server, one):
     admin.close()
     server.start()
     server.accept([{"event_type": TYPE, "event_id": f"new-{i}"} for i in range(30)], key)
-    problems = wait_until("it is found out", lambda: server.status()["log"]["problems"])
+    problems = wait_until("it is found out", lambda: server.standing()["log"]["problems"])
     assert "is not the one its state was written for" in problems[0], problems
     assert {row[3] for row in lake_ids(server)} == {f"old-{i}" for i in range(20)}
 

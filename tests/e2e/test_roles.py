@@ -10,6 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from brokers import why_no_kafka  # noqa: E402
 from harness import http, tally, wait_until  # noqa: E402
 from roles import rolling  # noqa: E402
 from roles.check import figures, total  # noqa: E402
@@ -17,10 +18,15 @@ from roles.fleet import Fleet  # noqa: E402
 from roles.senders import Crowd  # noqa: E402
 
 
-def test_a_rolling_restart_of_all_loses_nothing_and_refuses_only_for_now(tmp_path):
-    """Scenario: SIGTERM to each of six processes in turn, started again, while clients of four tenants send.
+NEEDS_KAFKA = pytest.mark.skipif(why_no_kafka() is not None, reason=str(why_no_kafka()))
+
+
+@pytest.mark.parametrize("log", ["embedded", pytest.param("kafka", marks=NEEDS_KAFKA)])
+def test_a_rolling_restart_of_all_loses_nothing_and_refuses_only_for_now(tmp_path, log):
+    """Scenario: SIGTERM to each of six processes in turn, started again, while clients of four tenants send; the writers
+    have a log each, or share one on Kafka.
     Guarantees: nothing acknowledged is lost, no offset is twice, every answer is 200 or 503 `draining`, none is missing."""
-    found = rolling.run(tmp_path)
+    found = rolling.run(tmp_path, log=log)
     print(found.table())
     assert found.lost == 0 and found.doubled_offsets == 0 and found.unanswered == 0
 
@@ -29,12 +35,22 @@ def test_a_rolling_restart_of_all_loses_nothing_and_refuses_only_for_now(tmp_pat
 def test_either_replica_of_a_role_may_be_killed(tmp_path, role):
     """Scenario: kill -9 of each replica of one role under load; the other serves meanwhile, then it is started again.
     Guarantees: nothing acknowledged is lost, no offset is twice, all answers are 2xx or say when to come again."""
-    found = rolling.run(tmp_path, kill=True, only=(role,))
+    check_kills(rolling.run(tmp_path, kill=True, only=(role,)), role, 2)
+
+
+@NEEDS_KAFKA
+def test_over_a_log_on_kafka_any_process_may_be_killed(tmp_path):
+    """Scenario: the writers share a log on Kafka and its partitions; kill -9 of each of the six processes in turn.
+    Guarantees: the same."""
+    check_kills(rolling.run(tmp_path, kill=True, log="kafka"), "kafka", 6)
+
+
+def check_kills(found, what, kills):
     print(found.table())
     # A client that sends again what nobody knows the outcome of may have it twice, never more often than it was told so.
     unknown = sum(n for (_, reason), n in found.refusals.items() if reason == "outcome_unknown") + found.unanswered
     assert found.sent_again <= unknown * 20, found
-    tally(f"e2e::roles::{role}", "kill -9", ["P1", "P2", "P5"], 2)
+    tally(f"e2e::roles::{what}", "kill -9", ["P1", "P2", "P5"], kills)
 
 
 @pytest.mark.parametrize("role", ["normalizer", "writer"])

@@ -192,8 +192,8 @@ min_insync = 1
     reports = [json.loads(sender.communicate(timeout=600)[0]) for sender in senders]
     assert [sender.returncode for sender in senders] == [0, 0], reports
     assert sum(report["accepted"] for report in reports) == count, reports
-    wait_until("its sinks run", lambda: server.status()["log"]["partitions_owned"] == [0, 1])
-    wait_until("all is visible", lambda: all(sink["lag_events"] == 0 for sink in server.status()["sinks"]), timeout=600)
+    wait_until("its sinks run", lambda: server.standing()["log"]["partitions_owned"] == [0, 1])
+    wait_until("all is visible", lambda: all(sink["lag_events"] == 0 for sink in server.standing()["sinks"]), timeout=600)
     took = time.monotonic() - began
     audit = server.audit()
     assert audit["balanced"] is True and audit["difference"] == 0, audit

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import duckdb
 from harness import BINARIES, PATIENCE, free_ports, http, toml, wait_until
+from kafka_log import settle
 
 ROLES = ("edge", "normalizer", "writer")
 
@@ -99,7 +100,8 @@ class Replica:
 class Fleet:
     """All of them."""
 
-    def __init__(self, folder, *, replicas=2, hop="", schemas=None, top=""):
+    def __init__(self, folder, *, replicas=2, hop="", schemas=None, top="", log="", partitions=None):
+        """`log`: the `[log]` that all writers share, with so many partitions; without it each has a log of its own."""
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.config, self.lake = self.folder / "tidegate.toml", self.folder / "lake"
@@ -108,6 +110,7 @@ class Fleet:
         for name, schema in (schemas or {}).items():
             (self.schemas / f"{name}.json").write_text(json.dumps(schema))
         self.environment = {}
+        self.log, self.partitions = log, partitions
         ports = free_ports(2 * replicas * len(ROLES))
         self.replicas = {
             role: [Replica(self, role, n, (ports.pop(), ports.pop())) for n in range(replicas)] for role in ROLES
@@ -123,6 +126,8 @@ class Fleet:
 normalizers = {toml(names["normalizer"])}
 writers = {toml(names["writer"])}
 {hop}
+{"[log]" if self.log else ""}
+{self.log}
 [schemas]
 dir = {toml(self.schemas)}
 [[sink]]
@@ -165,6 +170,8 @@ flush = {{ age = "300ms" }}
 
     def settle(self):
         """Waits until every writer's sinks have made everything visible."""
+        if self.partitions is not None:
+            return settle(*self.replicas["writer"], partitions=self.partitions)
 
         def caught_up():
             states = [http("GET", f"{one.admin}/api/v1/status", timeout=5).json() for one in self.replicas["writer"]]

@@ -3,16 +3,23 @@
     make demo-roles                              two of each role, restarted with SIGTERM, then each killed and started again
     python -m roles.rolling --rounds 3           longer
     python -m roles.rolling --only rolling       without the kills
+    python -m roles.rolling --log kafka          both writers share a log on Kafka, and its partitions
 """
 
 import argparse
+import contextlib
 import tempfile
 import time
+from pathlib import Path
 
 from .check import figures
 from .fleet import ROLES, Fleet
 from .senders import Crowd
-from harness import wait_until
+from brokers import Kafka, why_no_kafka
+from harness import free_ports, wait_until
+from kafka_log import on_kafka
+
+PARTITIONS = 4
 
 
 def flows(crowd, more=200, timeout=30):
@@ -21,9 +28,28 @@ def flows(crowd, more=200, timeout=30):
     wait_until("events are acknowledged", lambda: before + more <= crowd.total(), timeout=timeout)
 
 
-def run(folder, *, rounds=1, kill=False, only=ROLES, hop="", **settings):
+@contextlib.contextmanager
+def log_of(kind, folder):
+    """What a fleet of this kind of log is made with; for Kafka a broker that ends with it."""
+    if kind == "embedded":
+        yield {}
+        return
+    kafka = Kafka(Path(folder) / "kafka", free_ports, wait_until, 1, group_min_session_timeout_ms=1000)
+    try:
+        # Each request to the next partition: all of them, and so both writers' sinks, have work.
+        log = on_kafka(kafka, "fleet", 'partition_by = "request"', partitions=PARTITIONS, session="3s")
+        yield {"log": log, "partitions": PARTITIONS}
+    finally:
+        kafka.end()
+
+
+def run(folder, *, rounds=1, kill=False, only=ROLES, hop="", log="embedded", **settings):
     """One run in `folder`; asserts what is promised, returns the figures."""
-    fleet = Fleet(folder, hop=hop)
+    with log_of(log, folder) as logged:
+        return run_on(Fleet(folder, hop=hop, **logged), rounds=rounds, kill=kill, only=only, **settings)
+
+
+def run_on(fleet, *, rounds, kill, only, **settings):
     try:
         fleet.start()
         with Crowd(fleet, **settings) as crowd:
@@ -56,7 +82,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=1, help="how often each process is restarted (default 1)")
     parser.add_argument("--only", choices=["rolling", "kill"], help="one of the two")
+    parser.add_argument("--log", choices=["embedded", "kafka"], default="embedded", help="the writers' (default embedded)")
     arguments = parser.parse_args()
+    if arguments.log == "kafka" and why_no_kafka():
+        parser.exit(2, f"{why_no_kafka()}\n")
     for name, kill, title in (
         ("rolling", False, "Rolling restart: SIGTERM to each of two edges, two normalizers, two writers, under load"),
         ("kill", True, "kill -9 of each of them, under load, started again"),
@@ -64,7 +93,7 @@ def main():
         if arguments.only in (None, name):
             begun = time.monotonic()
             with tempfile.TemporaryDirectory(prefix="tidegate-roles-") as folder:
-                found = run(folder, rounds=arguments.rounds, kill=kill)
+                found = run(folder, rounds=arguments.rounds, kill=kill, log=arguments.log)
             print(f"\n## {title} ({time.monotonic() - begun:.0f} s)\n\n{found.table()}", flush=True)
     print("\nnothing acknowledged is lost, no offset is there twice, every answer was 2xx or told when to come again")
 

@@ -65,6 +65,7 @@ fn rows_to_parquet(c: &mut Criterion) {
     let schemas = SchemaStore::open(Arc::new(Disk), dir.path().join("schemas")).unwrap();
     let context = SinkContext {
         log_id: String::new(),
+        shared_as: None,
         data_dir: dir.path().to_owned(),
         storage: Arc::new(Disk),
         schemas: Arc::new(schemas),

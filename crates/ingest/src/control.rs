@@ -77,6 +77,7 @@ pub struct Control {
     dir: PathBuf,
     /// `None` until it is known where the next line belongs.
     end: Mutex<Option<End>>,
+    turn: Mutex<()>,
 }
 
 struct End {
@@ -96,7 +97,8 @@ impl Control {
     /// again by whoever records: no reason not to take events.
     #[must_use]
     pub fn open(storage: Arc<dyn Storage>, dir: &Path) -> Self {
-        let control = Self { storage, dir: dir.to_owned(), end: Mutex::new(None) };
+        let control =
+            Self { storage, dir: dir.to_owned(), end: Mutex::default(), turn: Mutex::default() };
         let path = control.path();
         match control.read_file() {
             // Nothing was ever done here: the file is made with the first action.
@@ -181,6 +183,11 @@ impl Control {
         open.at += line.len() as u64;
         *end = Some(open);
         Ok(())
+    }
+
+    /// For whoever looks at what is recorded before recording: nobody else of them does meanwhile.
+    pub fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// All that was recorded.

@@ -20,9 +20,7 @@ use super::{
     table::Table,
     tail::{event_type_name, tenant_name},
 };
-use crate::normalize::{
-    Schema, SchemaEntry, SchemaFault, check_evolution, evolution_notes, read_dir,
-};
+use crate::normalize::{Before, Schema, SchemaEntry, SchemaFault, read_dir, succession};
 
 const PATH: &str = "/api/v1/schemas";
 
@@ -126,9 +124,6 @@ struct ListedColumn {
     unit: Option<String>,
 }
 
-/// A schema of before: its file, as the folder names it, and itself.
-type Before = (String, Arc<Schema>);
-
 /// Does what is asked.
 ///
 /// # Errors
@@ -186,7 +181,7 @@ fn check(context: &Context, dir: &Path, before: Option<Vec<Before>>) -> Result<V
     };
     let mut notes = Vec::new();
     if faults.is_empty() {
-        hold(&entries, before.unwrap_or_default(), &mut faults, &mut notes);
+        (faults, notes) = succession(&entries, before.unwrap_or_default());
     }
     if context.out.json {
         let errors: Vec<_> = faults.iter().map(fault_document).collect();
@@ -213,42 +208,6 @@ fn check(context: &Context, dir: &Path, before: Option<Vec<Before>>) -> Result<V
 /// A fault as a program reads it.
 pub(super) fn fault_document(fault: &SchemaFault) -> Value {
     json!({"file": fault.file, "pointer": fault.pointer, "what": fault.what, "mend": fault.mend})
-}
-
-/// Holds schemas against those before.
-fn hold(
-    entries: &[SchemaEntry],
-    before: Vec<Before>,
-    faults: &mut Vec<SchemaFault>,
-    notes: &mut Vec<String>,
-) {
-    for (file, old) in before {
-        let Some(entry) = entries.iter().find(|entry| entry.file() == file) else {
-            notes.push(format!("{file}: removed; its events will have no schema"));
-            continue;
-        };
-        let new = &entry.schema;
-        if new.hash() == old.hash() {
-            continue;
-        }
-        let versions = (old.version(), new.version());
-        if versions.1 <= versions.0 {
-            faults.push(SchemaFault {
-                file: file.clone(),
-                pointer: "/x-version".to_owned(),
-                what: format!(
-                    "other content than version {} under version {}",
-                    versions.0, versions.1
-                ),
-                mend: format!("count x-version up, to {}", versions.0.saturating_add(1)),
-            });
-        }
-        faults.extend(check_evolution(&old, new).into_iter().map(|mut fault| {
-            fault.file.clone_from(&file);
-            fault
-        }));
-        notes.extend(evolution_notes(&old, new).into_iter().map(|note| format!("{file}: {note}")));
-    }
 }
 
 async fn of_server(context: &Context) -> Result<Vec<Before>, Fault> {

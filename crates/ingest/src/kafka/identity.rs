@@ -17,8 +17,10 @@ use crate::sink::state::SaveError;
 
 const FORMAT: u32 = 1;
 const KEY: &str = "log";
-/// Others may be at the same: whoever was overtaken looks again.
-const TRIES: usize = 10;
+/// Others may be at the same: whoever was overtaken looks again,
+const TRIES: u32 = 20;
+/// after a wait of its own, longer each time: else two would overtake each other for ever.
+const WAIT: Duration = Duration::from_millis(500);
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -32,8 +34,8 @@ struct Identity {
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
     /// The state topic cannot be used.
-    #[error("{0}")]
-    TakeOver(String),
+    #[error(transparent)]
+    TakeOver(#[from] TakeOverError),
     /// What is kept is not ours.
     #[error("topic {topic} holds no state of this log: {why}")]
     Foreign {
@@ -47,32 +49,43 @@ pub enum IdentityError {
     Save(#[from] SaveError),
 }
 
-impl From<TakeOverError> for IdentityError {
-    fn from(error: TakeOverError) -> Self {
-        Self::TakeOver(error.to_string())
+impl IdentityError {
+    /// Another process was at the same, and came after us.
+    fn is_overtaken(&self) -> bool {
+        match self {
+            Self::TakeOver(error) => error.is_overtaken(),
+            Self::Save(error) => matches!(error, SaveError::Fenced),
+            Self::Foreign { .. } => false,
+        }
     }
 }
 
 /// The id of the log on this topic.
 pub(super) fn identify(clients: &Clients) -> Result<String, IdentityError> {
-    let (topic, name) = (clients.config.state_topic(), &clients.config.topic);
-    let id = format!("{topic}-id");
     let mut tries = 0;
     loop {
-        let pulse = Arc::new(Pulse::new(Duration::MAX));
-        let kept = Kept::take_over(clients, &topic, 0, &id, pulse)?;
-        if let Some(text) = kept.get(KEY) {
-            return known(&text, name).map_err(|why| IdentityError::Foreign { topic, why });
-        }
-        let log_id = random();
-        let made = Identity { format: FORMAT, log_id: log_id.clone(), topic: name.clone() };
-        let text = serde_json::to_vec(&made).map_err(|e| SaveError::Io(e.into()))?;
-        match kept.put(KEY, &text) {
-            Ok(()) => return Ok(log_id),
-            Err(SaveError::Fenced) if tries < TRIES => tries += 1,
-            Err(error) => return Err(error.into()),
+        match look_or_make(clients) {
+            Err(error) if error.is_overtaken() && tries < TRIES => {
+                tries += 1;
+                std::thread::sleep(rand::rng().random_range(Duration::ZERO..tries.min(10) * WAIT));
+            }
+            done => return done,
         }
     }
+}
+
+fn look_or_make(clients: &Clients) -> Result<String, IdentityError> {
+    let (topic, name) = (clients.config.state_topic(), &clients.config.topic);
+    let pulse = Arc::new(Pulse::new(Duration::MAX));
+    let kept = Kept::take_over(clients, &topic, 0, &format!("{topic}-id"), pulse)?;
+    if let Some(text) = kept.get(KEY) {
+        return known(&text, name).map_err(|why| IdentityError::Foreign { topic, why });
+    }
+    let log_id = random();
+    let made = Identity { format: FORMAT, log_id: log_id.clone(), topic: name.clone() };
+    let text = serde_json::to_vec(&made).map_err(|e| SaveError::Io(e.into()))?;
+    kept.put(KEY, &text)?;
+    Ok(log_id)
 }
 
 fn known(text: &[u8], topic: &str) -> Result<String, String> {

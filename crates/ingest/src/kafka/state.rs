@@ -80,7 +80,7 @@ impl Pulse {
 
 /// Why a partition's state is not ours.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum TakeOverError {
+pub enum TakeOverError {
     /// Kafka did not let us begin.
     #[error("the state of the partition cannot be taken over: {0}")]
     Begin(KafkaError),
@@ -90,6 +90,13 @@ pub(super) enum TakeOverError {
     /// It did not come in time.
     #[error("the state of the partition does not come: Kafka is too slow, or away")]
     Slow,
+}
+
+impl TakeOverError {
+    /// Somebody else took it over meanwhile.
+    pub fn is_overtaken(&self) -> bool {
+        matches!(self, Self::Begin(error) if is_fenced(error))
+    }
 }
 
 impl ProducerContext for Listener {

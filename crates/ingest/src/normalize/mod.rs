@@ -40,7 +40,10 @@ pub use fields::Cell;
 pub use judge::Scratch;
 pub use project::{ProjectError, ProjectScratch, Row};
 pub use schema::{ColumnSpec, ColumnType, OWN_COLUMNS, Schema};
-pub use set::{SchemaEntry, SchemaSet, check_dir, check_evolution, evolution_notes, read_dir};
+pub use set::{
+    Before, SchemaEntry, SchemaSet, check_dir, check_entries, check_evolution, evolution_notes,
+    read_dir, succession,
+};
 pub use store::{SchemaStore, SharedContents, StoreError};
 
 use std::{borrow::Cow, path::PathBuf, sync::Arc};
@@ -174,6 +177,21 @@ impl Normalizer {
     ) -> Result<Self, Vec<SchemaFault>> {
         let set = Self::read(config, &store, 1)?;
         Ok(Self { config: config.clone(), store, limits, set: ArcSwap::from_pointee(set) })
+    }
+
+    /// Judges by these schemas alone, whatever the folder holds.
+    #[must_use]
+    pub fn pinned(
+        entries: Vec<SchemaEntry>,
+        refuse_unknown: bool,
+        store: Arc<SchemaStore>,
+        limits: ScanLimits,
+    ) -> Self {
+        let unknown_types =
+            if refuse_unknown { UnknownTypes::Refuse } else { UnknownTypes::Accept };
+        let set = SchemaSet::new(entries, unknown_types, 1);
+        let config = SchemasConfig { dir: None, unknown_types };
+        Self { config, store, limits, set: ArcSwap::from_pointee(set) }
     }
 
     fn read(

@@ -141,6 +141,14 @@ pub fn read_dir(dir: &Path) -> Result<Vec<SchemaEntry>, Vec<SchemaFault>> {
     }
     entries
         .sort_by(|a: &SchemaEntry, b| (&a.tenant, &a.event_type).cmp(&(&b.tenant, &b.event_type)));
+    faults.extend(check_entries(&entries));
+    if faults.is_empty() { Ok(entries) } else { Err(faults) }
+}
+
+/// Holds the schemas of tenants against the common ones, which must agree on the fields they share.
+#[must_use]
+pub fn check_entries(entries: &[SchemaEntry]) -> Vec<SchemaFault> {
+    let mut faults = Vec::new();
     let common: HashMap<_, _> =
         entries.iter().filter(|e| e.tenant.is_none()).map(|e| (&e.event_type, e)).collect();
     for entry in entries.iter().filter(|e| e.tenant.is_some()) {
@@ -149,7 +157,7 @@ pub fn read_dir(dir: &Path) -> Result<Vec<SchemaEntry>, Vec<SchemaFault>> {
             faults.extend(differences(&base.schema, &entry.schema, &entry.file(), &mend));
         }
     }
-    if faults.is_empty() { Ok(entries) } else { Err(faults) }
+    faults
 }
 
 /// The names in a folder that may be schemas, and whether each is a folder.
@@ -270,4 +278,41 @@ pub fn evolution_notes(old: &Schema, new: &Schema) -> Vec<String> {
     let added = missing(new, old).into_iter().map(|c| format!("{c} is added; null before"));
     let gone = missing(old, new).into_iter().map(|c| format!("{c} is removed; null from now on"));
     added.chain(gone).collect()
+}
+
+/// A schema of before: its file, as the folder names it, and itself.
+pub type Before = (String, Arc<Schema>);
+
+/// Holds schemas against those before: what makes them no successors, and what they change without harm.
+#[must_use]
+pub fn succession(entries: &[SchemaEntry], before: Vec<Before>) -> (Vec<SchemaFault>, Vec<String>) {
+    let (mut faults, mut notes) = (Vec::new(), Vec::new());
+    for (file, old) in before {
+        let Some(entry) = entries.iter().find(|entry| entry.file() == file) else {
+            notes.push(format!("{file}: removed; its events will have no schema"));
+            continue;
+        };
+        let new = &entry.schema;
+        if new.hash() == old.hash() {
+            continue;
+        }
+        let versions = (old.version(), new.version());
+        if versions.1 <= versions.0 {
+            faults.push(SchemaFault {
+                file: file.clone(),
+                pointer: "/x-version".to_owned(),
+                what: format!(
+                    "other content than version {} under version {}",
+                    versions.0, versions.1
+                ),
+                mend: format!("count x-version up, to {}", versions.0.saturating_add(1)),
+            });
+        }
+        faults.extend(check_evolution(&old, new).into_iter().map(|mut fault| {
+            fault.file.clone_from(&file);
+            fault
+        }));
+        notes.extend(evolution_notes(&old, new).into_iter().map(|note| format!("{file}: {note}")));
+    }
+    (faults, notes)
 }

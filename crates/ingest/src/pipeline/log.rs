@@ -18,6 +18,8 @@ use crate::{
 };
 
 #[cfg(feature = "kafka")]
+use super::roles;
+#[cfg(feature = "kafka")]
 use crate::kafka::{self, KafkaLog};
 
 /// The log, open for readers; nothing can be appended yet.
@@ -36,7 +38,8 @@ enum Kind {
     None,
     Embedded(Vec<log::Log>),
     #[cfg(feature = "kafka")]
-    Kafka(Arc<KafkaLog>),
+    /// And what this process is called among those that have it.
+    Kafka(Arc<KafkaLog>, String),
 }
 
 impl OpenedLog {
@@ -88,6 +91,7 @@ impl OpenedLog {
         runtime: &Handle,
     ) -> Result<Self, StartError> {
         let lock = log::lock(&**storage, &config.log.dir).map_err(part("log"))?;
+        let name = roles::instance(&**storage, &config.log.dir).map_err(part("log.dir"))?;
         let needs = kafka::Needs {
             event_bytes: config.edge.limits.event_bytes.0,
             retention: config.log.retention_age.0,
@@ -99,7 +103,7 @@ impl OpenedLog {
             recovery: opened.notes().to_vec(),
             sources: opened.sources(),
             handles: Vec::new(),
-            kind: Kind::Kafka(opened),
+            kind: Kind::Kafka(opened, name),
         })
     }
 
@@ -114,12 +118,12 @@ impl OpenedLog {
         self.sources.iter().all(|log| log.latest() == Offset(0))
     }
 
-    /// True where other processes have the log too.
-    pub fn is_shared(&self) -> bool {
-        match self.kind {
-            Kind::None | Kind::Embedded(_) => false,
+    /// What this process is called where others have the log too.
+    pub fn shared_as(&self) -> Option<&str> {
+        match &self.kind {
+            Kind::None | Kind::Embedded(_) => None,
             #[cfg(feature = "kafka")]
-            Kind::Kafka(_) => true,
+            Kind::Kafka(_, name) => Some(name),
         }
     }
 
@@ -128,7 +132,7 @@ impl OpenedLog {
         match &self.kind {
             Kind::None | Kind::Embedded(_) => None,
             #[cfg(feature = "kafka")]
-            Kind::Kafka(log) => Some(log.contents()),
+            Kind::Kafka(log, _) => Some(log.contents()),
         }
     }
 
@@ -155,7 +159,7 @@ impl OpenedLog {
                 Ok(Arc::new(writers))
             }
             #[cfg(feature = "kafka")]
-            Kind::Kafka(log) => {
+            Kind::Kafka(log, _) => {
                 log.begin_appending(settings).map_err(part("log"))?;
                 log.begin_owning(Arc::clone(sinks)).map_err(part("log"))?;
                 Ok(log)

@@ -5,6 +5,7 @@
 //! sinks (flush what is in the log) → books.
 
 mod division;
+mod load;
 mod log;
 pub mod redrive;
 mod roles;
@@ -37,6 +38,7 @@ use crate::{
     metrics,
     normalize::Normalizer,
     quota::Quotas,
+    replay::{jobs::Jobs, promote::Promoter},
     sink::{Sinks, source::LogSource},
     tenants::Tenants,
     writer::LogWriter,
@@ -72,6 +74,10 @@ pub struct Pipeline {
     pub quotas: Arc<Quotas>,
     /// What operators did.
     pub control: Arc<Control>,
+    /// Replays.
+    pub jobs: Arc<Jobs>,
+    /// Promotes and reverts them.
+    pub promoter: Arc<Promoter>,
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// The memory that requests share.

@@ -15,6 +15,7 @@ use tokio::{
 
 use super::{
     Division, Pipeline,
+    load::{load_schemas, load_tenants, open_jobs, open_promoter},
     log::OpenedLog,
     roles::{self, Contact, Next, Serving},
 };
@@ -26,10 +27,10 @@ use crate::{
     config::{self, Config, ConfigError, Role, Size},
     control::Control,
     edge::{self, Behind, EdgeParts},
-    json::ScanLimits,
     log::LogHandle,
-    normalize::{Normalizer, SchemaStore, SharedContents},
+    normalize::{Normalizer, SchemaStore},
     quota::{self, Quotas},
+    replay::{jobs::Jobs, promote::Promoter},
     sink::{self, SinkConfig, SinkParts, source::LogSource},
     storage::{Disk, Storage},
     tenants::Tenants,
@@ -78,7 +79,7 @@ pub(super) fn part<E: std::fmt::Display>(what: &'static str) -> impl Fn(E) -> St
     move |error| StartError::Part { what, why: error.to_string() }
 }
 
-fn parts<E: std::fmt::Display>(what: &'static str) -> impl Fn(Vec<E>) -> StartError {
+pub(super) fn parts<E: std::fmt::Display>(what: &'static str) -> impl Fn(Vec<E>) -> StartError {
     move |faults| {
         let lines: Vec<String> = faults.iter().map(ToString::to_string).collect();
         StartError::Part { what, why: lines.join("\n") }
@@ -139,11 +140,17 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     };
     let admin = tokio::spawn(admin::serve(admin_listener, Arc::clone(&pipeline), stop));
     hello(&pipeline, serving.local_addr(), admin_address, dev_key.as_deref());
+    pipeline.jobs.start().map_err(part("replays"))?;
+    let promoter = Arc::clone(&pipeline.promoter);
+    // Not waited for at the end: wherever it is cut the next start goes on.
+    let thread = std::thread::Builder::new().name("promotions".to_owned());
+    thread.spawn(move || promoter.keep_on()).map_err(part("replays"))?;
     let serving = tokio::spawn(serving.serve());
     let books = tokio::spawn(keep_books(Arc::clone(&pipeline)));
     let tenants = tokio::spawn(Arc::clone(&pipeline.tenants).watch());
 
     wait_for_the_end(&pipeline).await?;
+    pipeline.promoter.end();
     let result = stop_all(&pipeline, serving).await;
     tenants.abort();
     if let Some(fleet) = fleet {
@@ -207,6 +214,8 @@ struct Built {
     folder: Option<roles::RoleFolder>,
     books: Arc<Books>,
     control: Arc<Control>,
+    jobs: Arc<Jobs>,
+    promoter: Arc<Promoter>,
     clock: Arc<dyn Clock>,
     unlogged: UnloggedLedger,
     budget: Arc<Budget>,
@@ -241,25 +250,26 @@ impl Building {
         let (disk, now) = (Arc::clone(&storage), clock.now());
         let unlogged = UnloggedLedger::open(disk, &dir, &log_id, log_is_empty, &books, now)
             .map_err(part("books"))?;
-        let sinks = sink::start(
-            &config.sink,
-            &SinkParts {
-                logs: logs.clone(),
-                shared_log: opened.is_shared(),
-                schemas: Arc::<SchemaStore>::clone(&schemas),
-                storage,
-                clock: Arc::clone(&clock),
-                data_dir: dir,
-                backlog_bytes: config.log.backlog_bytes.0,
-                sink_delay: config.budget.sink_delay.0,
-                memory_bytes: division.sinks,
-                runtime,
-            },
-        )
-        .map_err(part("sinks"))?;
+        let sink_parts = SinkParts {
+            logs: logs.clone(),
+            shared_as: opened.shared_as().map(str::to_owned),
+            schemas: Arc::<SchemaStore>::clone(&schemas),
+            storage,
+            clock: Arc::clone(&clock),
+            data_dir: dir,
+            backlog_bytes: config.log.backlog_bytes.0,
+            sink_delay: config.budget.sink_delay.0,
+            memory_bytes: division.sinks,
+            runtime,
+            background: false,
+        };
+        let sinks = sink::start(&config.sink, &sink_parts).map_err(part("sinks"))?;
         let budget = Budget::new(division.pool);
         let settings = writer_settings(&config, &division, &budget, &tenants);
         let sinks = Arc::new(sinks);
+        // Before the writers begin: what jobs are to read is held then.
+        let promoter = open_promoter(&sinks, &sink_parts);
+        let jobs = open_jobs(&config, sink_parts, &schemas, &tenants, &budget)?;
         let writers = opened.begin(&sinks, &books, &clock, &settings)?;
         let (quotas, fleet) = quota::open(&config.quota_store, &log_id, Arc::clone(&clock))
             .map_err(part("configuration"))?;
@@ -280,6 +290,8 @@ impl Building {
             normalizer: Arc::new(normalizer),
             books,
             control,
+            jobs,
+            promoter,
             clock,
             unlogged,
             budget,
@@ -303,35 +315,6 @@ fn open_log(
         return Ok((OpenedLog::none(&folder.id), Some(folder)));
     }
     Ok((OpenedLog::open(config, storage, clock, runtime)?, None))
-}
-
-/// The schemas by their hash, and today's.
-fn load_schemas(
-    config: &Config,
-    storage: &Arc<dyn Storage>,
-    shared: Option<Arc<dyn SharedContents>>,
-) -> Result<(Arc<SchemaStore>, Normalizer), StartError> {
-    let dir = config.log.dir.join("schemas-by-hash");
-    let store = SchemaStore::open(Arc::clone(storage), dir).map_err(part("schemas"))?;
-    let store = Arc::new(store.sharing(shared));
-    let limits = &config.edge.limits;
-    let scan = ScanLimits { depth: limits.depth, fields: limits.fields };
-    let normalizer = Normalizer::load(&config.schemas, Arc::clone(&store), scan);
-    Ok((store, normalizer.map_err(parts("schemas"))?))
-}
-
-fn load_tenants(
-    config: &Config,
-    dev_key: Option<&str>,
-    clock: &Arc<dyn Clock>,
-) -> Result<Arc<Tenants>, StartError> {
-    let dir = config.tenants_dir.clone().unwrap_or_else(|| config.log.dir.join("tenants"));
-    let tenants = Tenants::load(&dir, config.defaults.quota.clone(), Arc::clone(clock));
-    let tenants = tenants.map_err(part("tenants"))?;
-    Ok(Arc::new(match dev_key {
-        Some(key) => tenants.with_dev(key),
-        None => tenants,
-    }))
 }
 
 /// What the writers are told, each of them.
@@ -459,6 +442,8 @@ impl Built {
             normalizer: self.normalizer,
             books: self.books,
             control: self.control,
+            jobs: self.jobs,
+            promoter: self.promoter,
             clock: self.clock,
             quotas: self.quotas,
             budget: self.budget,
@@ -535,6 +520,9 @@ async fn stop_all(
             "requests were still under way at the end of the grace period; they were cut, unanswered"
         );
     }
+    // What is replayed goes on at the next start; live has the time that is left.
+    let jobs = Arc::clone(&pipeline.jobs);
+    tokio::task::spawn_blocking(move || jobs.stop()).await.map_err(part("replays"))?;
     let writers = Arc::clone(&pipeline.writers);
     let closed = tokio::task::spawn_blocking(move || writers.close()).await;
     closed.map_err(part("log"))?;

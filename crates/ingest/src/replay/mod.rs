@@ -9,19 +9,41 @@
 //! | file | purpose |
 //! | --- | --- |
 //! | `plan` | what is replayed, by what it is judged, where it goes: the plan and its id |
+//! | `address`, `marks`, `resolve` | where a window begins and ends: as it is written, named, found |
+//! | `request`, `planner`, `judging`, `scan` | what is asked for, what the window holds: a plan is made |
+//! | `check` | whether the world is still as the plan has it |
+//! | `judge` | what the log holds, judged again |
+//! | `source` | a window as a log of its own; `pace`: how fast it is read |
+//! | `job`, `jobs` | running a plan; all of a server's |
 //! | `promote` | the shadow's rows in the place of live's, and back |
 //! | `compare` | live against shadow: what a replay would change |
 //!
 //! Why replay cannot reach live: a job writes through a `ShadowSink` alone, which is opened from a
 //! shadow's place and never from a sink's own; it reads the log and changes no cursor of it.
 
+pub mod address;
+mod check;
 pub mod compare;
+pub mod job;
+pub mod jobs;
+mod judge;
+mod judging;
+pub mod marks;
+mod pace;
 mod plan;
+pub mod planner;
 pub mod promote;
+mod request;
+pub mod resolve;
+mod scan;
+mod source;
 
 pub use crate::sink::shadow::{ShadowPlace, ShadowSink};
 
+pub use check::{REDRIVE, check};
+pub(crate) use check::{redriven_since, targets_changed};
 pub use plan::{
     Content, EventAt, Judging, KeptDead, LaneCount, Plan, PlanFileError, PlanId, PlanIdError,
     SchemaCount, SchemaPin, Selection, Slice, Target,
 };
+pub use request::{CandidateSchema, JudgingBy, PlanRequest};

@@ -129,10 +129,7 @@ impl Shared {
     }
 
     pub fn takes(&self, lane: &Lane) -> bool {
-        let listed =
-            |list: &[String], name: &str| list.is_empty() || list.iter().any(|n| n == name);
-        listed(&self.filter.tenants, lane.tenant.as_str())
-            && listed(&self.filter.event_types, lane.event_type.as_str())
+        self.filter.takes(lane)
     }
 }
 

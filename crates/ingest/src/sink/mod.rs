@@ -11,6 +11,7 @@
 //! | `crew`, `delivery`, `held` | its threads: a window's writer; lanes that wait alone, and catch up |
 //! | `desk` | what these threads share: board, state file, how rows are written |
 //! | `pace`, `memory`, `pressure` | which lane is slow; how large a window may be; what is shed |
+//! | `back` | a row as it is read back from a destination |
 //! | `shadow` | the shadow of a sink: where replay writes to |
 //! | `reconcile` | holds a destination against the log, writes what it lost |
 //! | `exchange`, `exchangeable`, `promoted` | rows of a window exchanged for a shadow's, and what of that holds |
@@ -43,6 +44,8 @@ use crate::{
     storage::Storage,
 };
 
+mod apart;
+pub mod back;
 mod blackhole;
 mod clickhouse;
 mod crew;
@@ -77,6 +80,7 @@ mod web;
 mod window;
 mod worker;
 
+pub use clickhouse::{BackRows, ClickHouseReader, Stretch, Sum};
 pub use freshness::Objective;
 pub use memory::{FACTOR as MEMORY_FACTOR, ROW_BYTES};
 pub use reconcile::Found;
@@ -122,6 +126,8 @@ pub type OpenSink = fn(&SinkConfig, &SinkContext) -> Result<Arc<dyn Sink>, SinkC
 pub struct SinkContext {
     /// The log whose events it gets: 8 characters; empty where there is none.
     pub log_id: String,
+    /// What this process is called among those that have the log too; `None`: no others do.
+    pub shared_as: Option<String>,
     /// The data folder.
     pub data_dir: PathBuf,
     /// The file system.
@@ -329,6 +335,17 @@ pub struct Filter {
     pub tenants: Vec<String>,
     /// Only these event types.
     pub event_types: Vec<String>,
+}
+
+impl Filter {
+    /// True for a lane whose events it takes.
+    #[must_use]
+    pub fn takes(&self, lane: &Lane) -> bool {
+        let listed =
+            |list: &[String], name: &str| list.is_empty() || list.iter().any(|n| n == name);
+        listed(&self.tenants, lane.tenant.as_str())
+            && listed(&self.event_types, lane.event_type.as_str())
+    }
 }
 
 /// When a window is cut: at whichever comes first.

@@ -1,7 +1,6 @@
 //! Starts the sinks' workers, drains them, and answers for them.
 
 use std::{
-    collections::HashSet,
     path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
@@ -11,17 +10,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tidegate_event::{EventType, Offset, Partition};
+use tidegate_event::{Offset, Partition};
 use tokio::{runtime::Handle, sync::watch};
 
 use super::{
-    Sink, SinkConfig, SinkContext, SinkKind, clickhouse,
+    Sink, SinkConfig, SinkContext, SinkKind,
+    apart::{check_apart, lane_bytes},
     crew::Crew,
     desk::{Board, Desk, Shared},
     freshness::Freshness,
-    lake::{self, Schemas},
+    lake::Schemas,
     memory::Memory,
     pressure::{Bound, PressureCache, Running},
+    promoted::Promotions,
     quarantine::Quarantine,
     rows::{Lane, Lanes},
     source::{LogSource, SourceEntry, SourceError},
@@ -39,9 +40,9 @@ use crate::{clock::Clock, config::Size, storage::Storage};
 pub struct SinkParts {
     /// Every partition of the log.
     pub logs: Vec<Arc<dyn LogSource>>,
-    /// True where other processes run sinks of this log too: none runs here until [`Sinks::own`] says
-    /// which. Else all of them do, with their state in files.
-    pub shared_log: bool,
+    /// What this process is called where others run sinks of this log too: none runs here until
+    /// [`Sinks::own`] says which. `None`: all of them do, with their state in files.
+    pub shared_as: Option<String>,
     /// Schemas by their hash.
     pub schemas: Arc<dyn Schemas>,
     /// The file system of the data folder and of local lakes.
@@ -58,6 +59,8 @@ pub struct SinkParts {
     pub memory_bytes: u64,
     /// Where the sinks' futures are run.
     pub runtime: Handle,
+    /// Behind the threads of live sinks too: a replay's.
+    pub background: bool,
 }
 
 /// The sinks cannot start.
@@ -113,6 +116,7 @@ pub struct Sinks {
 pub fn start(configs: &[SinkConfig], parts: &SinkParts) -> Result<Sinks, SinkStartError> {
     let context = SinkContext {
         log_id: parts.logs.first().map_or_else(String::new, |log| log.log_id().to_owned()),
+        shared_as: parts.shared_as.clone(),
         data_dir: parts.data_dir.clone(),
         storage: Arc::clone(&parts.storage),
         schemas: Arc::clone(&parts.schemas),
@@ -174,7 +178,7 @@ pub fn start_with(
         pressure: Mutex::default(),
         clock: Arc::clone(&parts.clock),
     };
-    if !parts.shared_log {
+    if parts.shared_as.is_none() {
         let mut workers = Vec::new();
         for log in &parts.logs {
             let storage = Arc::clone(&parts.storage);
@@ -198,13 +202,13 @@ fn start_upkeep(sinks: &Sinks, parts: &SinkParts) -> Result<(), SinkStartError> 
             partitions: Arc::clone(&running.partitions),
             clock: Arc::clone(&parts.clock),
             ends: Arc::clone(&sinks.ends),
-            alone: !parts.shared_log,
+            alone: parts.shared_as.is_none(),
         };
-        let rests = running.rests.clone();
+        let (rests, background) = (running.rests.clone(), parts.background);
         rests.send_replace(false);
         let thread = std::thread::Builder::new().name(format!("upkeep-{name}")).spawn(move || {
             let _farewell = upkeep::Farewell(rests);
-            give_way();
+            give_way(background);
             beside.run();
         });
         let path = parts.data_dir.join("sinks");
@@ -216,56 +220,11 @@ fn start_upkeep(sinks: &Sinks, parts: &SinkParts) -> Result<(), SinkStartError> 
 
 /// Puts this thread, and those it starts, behind the threads that answer clients: what is late in a
 /// sink lies safe in the log, what is late in an answer is sent again.
-fn give_way() {
-    const NICE: i32 = 10;
+fn give_way(background: bool) {
+    let nice = if background { 19 } else { 10 };
     // On Linux it counts for the calling thread alone. Where it is refused all are equal, as before.
-    if let Err(error) = rustix::process::nice(NICE) {
+    if let Err(error) = rustix::process::nice(nice) {
         tracing::debug!(%error, "the sinks' threads run at the priority of all others");
-    }
-}
-
-/// Two sinks never share a name, a lake or a database.
-fn check_apart<'a>(
-    configs: impl Iterator<Item = &'a SinkConfig>,
-    parts: &SinkParts,
-) -> Result<(), SinkStartError> {
-    let (mut names, mut lakes) = (HashSet::new(), HashSet::new());
-    let mut databases = HashSet::new();
-    for config in configs {
-        let fault =
-            |cause: &str| SinkStartError::Config { sink: config.name.clone(), cause: cause.into() };
-        if !EventType::is_valid(&config.name) {
-            return Err(fault("its name must be a letter and then letters, digits, '.', '_', '-'"));
-        }
-        if !names.insert(config.name.clone()) {
-            return Err(fault("another sink has this name"));
-        }
-        if config.kind == "lake" {
-            let url = lake::url(config, &parts.data_dir);
-            if !lakes.insert(url.trim_end_matches('/').to_owned()) {
-                return Err(fault("another lake has this url"));
-            }
-        }
-        if !clickhouse::places(config).into_iter().all(|place| databases.insert(place)) {
-            return Err(fault("another sink has this ClickHouse url and database"));
-        }
-    }
-    Ok(())
-}
-
-/// `options.lane_bytes`: what one tenant's held lanes may hold back before that tenant is told to
-/// wait; a quarter of the backlog's bound if absent.
-fn lane_bytes(config: &SinkConfig, backlog_bytes: u64) -> Result<u64, SinkStartError> {
-    let fault = |cause: String| SinkStartError::Config { sink: config.name.clone(), cause };
-    match config.options.get("lane_bytes") {
-        None => Ok(backlog_bytes / 4),
-        Some(toml::Value::Integer(n)) => {
-            u64::try_from(*n).map_err(|_| fault("options.lane_bytes is negative".to_owned()))
-        }
-        Some(toml::Value::String(text)) => {
-            text.parse::<crate::config::Size>().map(|size| size.0).map_err(fault)
-        }
-        Some(_) => Err(fault("options.lane_bytes is a number of bytes or a size".to_owned())),
     }
 }
 
@@ -318,7 +277,7 @@ fn worker(
         committing: Mutex::default(),
         failed: Mutex::default(),
     });
-    Ok(Worker { crew: Crew::new(Arc::clone(&desk)), desk, gatherer })
+    Ok(Worker { crew: Crew::new(Arc::clone(&desk)), desk, gatherer, drains_to: None })
 }
 
 /// A sink that has no cursor. Where it begins is durable on return: the next start must not find
@@ -374,9 +333,7 @@ impl Sinks {
     /// `deadline` they end with what they have, and go on from there at the next start.
     pub async fn drain(&self, deadline: Duration) {
         self.ends.store(true, Ordering::Release);
-        for shared in self.shared() {
-            shared.flush.store(true, Ordering::Release);
-        }
+        self.finish();
         let all = async {
             for shared in self.shared() {
                 // The sender lives in `shared`: the wait cannot end for want of one.
@@ -394,6 +351,19 @@ impl Sinks {
         for shared in self.shared() {
             shared.quit.store(true, Ordering::Release);
         }
+    }
+
+    /// From now on what is there is written whatever its age; who has come to the end of its log ends.
+    pub fn finish(&self) {
+        for shared in self.shared() {
+            shared.flush.store(true, Ordering::Release);
+        }
+    }
+
+    /// True once all threads that write have ended, for whatever reason.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.shared().iter().all(|shared| *shared.done.borrow())
     }
 
     /// Ends the threads at their next safe point and waits for them. Blocks.
@@ -477,8 +447,9 @@ impl Sinks {
                 partitions.sort_by_key(|shared| shared.log.partition());
             }
             let name = format!("sink-{}-{partition}", shared.name);
+            let background = self.parts.background;
             let thread = std::thread::Builder::new().name(name).spawn(move || {
-                give_way();
+                give_way(background);
                 worker.run();
             });
             let thread = thread.map_err(|source| SinkStartError::Io {
@@ -508,13 +479,24 @@ impl Sinks {
     pub fn counts(&self) -> Result<Vec<Counts>, SourceError> {
         let mut all = Vec::new();
         for sink in &self.sinks {
-            let mut counts = Counts { sink: sink.config.name.clone(), ..Counts::default() };
+            let read = |e: std::io::Error| SourceError::Read { cause: e.to_string() };
+            let promotions = self.promotions(&sink.config.name).map_err(read)?;
+            let sink_name = sink.config.name.clone();
+            let mut counts = Counts { sink: sink_name, promotions, ..Counts::default() };
             for shared in &sink.partitions() {
                 count(shared, &mut counts)?;
             }
             all.push(counts);
         }
         Ok(all)
+    }
+
+    /// What replays were promoted into a sink.
+    ///
+    /// # Errors
+    /// As reading a file.
+    pub fn promotions(&self, sink: &str) -> std::io::Result<Promotions> {
+        Promotions::load(&*self.parts.storage, &self.parts.data_dir, sink)
     }
 
     pub(super) fn shared(&self) -> Vec<Arc<Shared>> {

@@ -44,6 +44,8 @@ pub(super) struct Worker {
     pub desk: Arc<Desk>,
     pub gatherer: Gatherer,
     pub crew: Crew,
+    /// Once it is drained: where the log ended then. Others may go on appending to a shared log.
+    pub drains_to: Option<Offset>,
 }
 
 /// Says that the threads have ended, also where this one panicked.
@@ -106,7 +108,12 @@ impl Worker {
         self.crew.staff()?;
         let desk = Arc::clone(&self.desk);
         let flush = desk.shared.flush.load(Ordering::Acquire);
-        let target = desk.shared.log.latest();
+        if flush {
+            let target = *self.drains_to.get_or_insert_with(|| desk.shared.log.latest());
+            if desk.is_idle() && target <= desk.board().state.cursor {
+                return Err(End::Drained);
+            }
+        }
         self.gatherer.set_bytes(desk.shared.memory.cut(), desk.cut);
         let pause = desk.sink.pause();
         self.gatherer.pause(pause.as_ref().map(|pause| pause.until));
@@ -119,10 +126,6 @@ impl Worker {
                 desk.board().oldest = window.oldest();
                 desk.board().paused = paused.flatten();
                 desk.shared.memory.main(window.bytes);
-                let idle = window.frames.is_empty() && desk.is_idle();
-                if flush && idle && target <= desk.board().state.cursor {
-                    return Err(End::Drained);
-                }
                 let timeout = self.gatherer.ripe_in().map_or(TICK, |ripe| ripe.min(TICK));
                 let _grown = desk.shared.log.wait_past(self.gatherer.read_to(), timeout);
                 desk.board().phase = SinkState::Running;

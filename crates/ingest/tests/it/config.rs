@@ -69,11 +69,23 @@ fn the_sample_says_the_true_defaults() {
 
 #[test]
 fn the_example_of_roles_is_one_that_each_role_takes() {
+    check_roles("roles.toml");
+}
+
+#[cfg(feature = "kafka")]
+#[test]
+fn the_example_of_roles_over_a_log_on_kafka_is_one_that_each_role_takes() {
+    let config = check_roles("roles-kafka.toml");
+    assert_eq!(config.log.kind, tidegate_ingest::log::LogKind::Kafka);
+    assert_eq!((config.log.kafka.replication, config.log.kafka.min_insync), (3, 2));
+}
+
+fn check_roles(file: &str) -> Config {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let text = std::fs::read_to_string(root.join("config/roles.toml")).unwrap();
+    let text = std::fs::read_to_string(root.join("config").join(file)).unwrap();
     for role in config::Role::ALL {
         let environment = [("TIDEGATE_ROLE".to_owned(), role.to_string())];
-        let config = config::parse("roles.toml", &text, environment.into_iter()).unwrap();
+        let config = config::parse(file, &text, environment.into_iter()).unwrap();
         assert_eq!((config.role, config::check(&config)), (*role, Vec::new()));
         assert_eq!((config.hop.normalizers.len(), config.hop.writers.len()), (2, 2));
         // Each process that its first lines start is one of those that the file names.
@@ -84,6 +96,7 @@ fn the_example_of_roles_is_one_that_each_role_takes() {
     for name in ["127.0.0.1:8101", "127.0.0.1:8102", "127.0.0.1:8201", "127.0.0.1:8202"] {
         assert!(text.contains(&format!("--hop {name} ")) && text.contains(&format!("\"{name}\"")));
     }
+    config::parse(file, &text, std::iter::empty()).unwrap()
 }
 
 #[test]

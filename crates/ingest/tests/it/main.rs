@@ -11,6 +11,7 @@ mod hop;
 mod log_contract;
 mod pipeline;
 mod quota;
+mod replay;
 mod rot;
 mod server;
 mod shed;

@@ -1,6 +1,8 @@
 //! `ingestctl replay`: a window of the log again, into a shadow; look; promote. One file per part.
 
 mod apply;
+mod jobs;
+mod promote;
 
 use clap::{Args, Subcommand};
 
@@ -23,6 +25,22 @@ pub struct ReplayArgs {
 enum ReplayCommand {
     /// Run precisely the plan in a file
     Apply(apply::ApplyArgs),
+    /// List the server's replays, the newest first
+    List,
+    /// Show one replay: how far it is, and what its shadows hold
+    Status(jobs::JobArgs),
+    /// Have it stand still
+    Pause(jobs::ChangeArgs),
+    /// Have it go on, also after it failed
+    Resume(jobs::ChangeArgs),
+    /// End it for good; its shadow stays until it is removed
+    Cancel(jobs::ChangeArgs),
+    /// Remove its shadow and all that is kept of it
+    Rm(jobs::ChangeArgs),
+    /// Put a shadow's rows in the place of live's
+    Promote(promote::PromoteArgs),
+    /// Put back what was before a promotion
+    Revert(promote::RevertArgs),
 }
 
 /// Does what is asked.
@@ -32,6 +50,14 @@ enum ReplayCommand {
 pub async fn run(args: ReplayArgs, context: &Context) -> Result<Verdict, Fault> {
     match args.command {
         ReplayCommand::Apply(args) => apply::run(&args, context).await,
+        ReplayCommand::Promote(args) => promote::promote(&args, context).await,
+        ReplayCommand::Revert(args) => promote::revert(&args, context).await,
+        ReplayCommand::List => jobs::list(context).await,
+        ReplayCommand::Status(args) => jobs::status(&args, context).await,
+        ReplayCommand::Pause(args) => jobs::change("pause", &args, context).await,
+        ReplayCommand::Resume(args) => jobs::change("resume", &args, context).await,
+        ReplayCommand::Cancel(args) => jobs::change("cancel", &args, context).await,
+        ReplayCommand::Rm(args) => jobs::change("remove", &args, context).await,
     }
 }
 

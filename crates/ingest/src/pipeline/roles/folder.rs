@@ -1,4 +1,4 @@
-//! The data folder of a role without a log: a name for the process, and one process at a time.
+//! The data folder of a role without a log of its own: a name for the process, one process at a time.
 
 use std::{
     io,
@@ -51,19 +51,25 @@ impl RoleFolder {
         if storage.list(dir).map_err(at(dir))?.iter().any(|name| name == "log") {
             return Err(FolderError::Log(dir.to_owned()));
         }
-        let path = dir.join(FILE);
-        let id = match storage.read(&path) {
-            Ok(bytes) => String::from_utf8(bytes).unwrap_or_default().trim().to_owned(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
-            Err(error) => return Err(at(&path)(error)),
-        };
-        let sound = id.len() == ID_BYTES && id.bytes().all(|b| b.is_ascii_alphanumeric());
-        let id = if sound { id } else { hex::encode(rand::random::<[u8; ID_BYTES / 2]>()) };
-        if !sound {
-            storage::replace(storage, &path, id.as_bytes()).map_err(at(&path))?;
-        }
-        Ok(Self { id, _lock: lock })
+        Ok(Self { id: instance(storage, dir)?, _lock: lock })
     }
+}
+
+/// The name that the process on this folder has, made once. The folder is locked already.
+pub fn instance(storage: &dyn Storage, dir: &Path) -> Result<String, FolderError> {
+    let path = dir.join(FILE);
+    let fault = |source| FolderError::Io { path: path.clone(), source };
+    let id = match storage.read(&path) {
+        Ok(bytes) => String::from_utf8(bytes).unwrap_or_default().trim().to_owned(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+        Err(error) => return Err(fault(error)),
+    };
+    if id.len() == ID_BYTES && id.bytes().all(|b| b.is_ascii_alphanumeric()) {
+        return Ok(id);
+    }
+    let id = hex::encode(rand::random::<[u8; ID_BYTES / 2]>());
+    storage::replace(storage, &path, id.as_bytes()).map_err(fault)?;
+    Ok(id)
 }
 
 #[cfg(test)]

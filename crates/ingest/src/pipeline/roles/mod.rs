@@ -20,6 +20,8 @@ use serde_json::{Value, json};
 
 pub(super) use edge::RemoteStages;
 pub(super) use folder::RoleFolder;
+#[cfg(feature = "kafka")]
+pub(super) use folder::instance;
 pub(super) use normalizer::{NormalizerParts, NormalizerService};
 pub(super) use remote_log::RemoteLog;
 pub(super) use writer::{WriterParts, WriterService};

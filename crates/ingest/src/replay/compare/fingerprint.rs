@@ -4,10 +4,10 @@ use std::fmt::Write as _;
 
 use sha2::{Digest as _, Sha256};
 
-use super::{CompareError, Reach, Scope};
+use super::{CompareError, Reach, Scope, clickhouse};
 use crate::sink::{
     SinkConfig,
-    lake::{Asked, LakeReader},
+    lake::{Asked, HeldFile, LakeReader},
 };
 
 /// What one side of a sink is now, within a plan's window and selection: another text as soon as one of its
@@ -23,21 +23,36 @@ pub fn fingerprint(
 ) -> Result<String, CompareError> {
     match config.kind.as_str() {
         "lake" => lake(config, scope, reach),
+        "clickhouse" => clickhouse::fingerprint(config, scope, reach),
         other => Err(CompareError::Kind(other.to_owned())),
     }
 }
 
 fn lake(config: &SinkConfig, scope: &Scope, reach: &Reach) -> Result<String, CompareError> {
     let lake = LakeReader::open(config, &reach.data_dir, reach.runtime.clone())?;
+    Ok(of_files(&lake.held(&scope.asked())?))
+}
+
+/// That of a lake which holds these files.
+pub(super) fn of_files(files: &[HeldFile]) -> String {
     let mut text = String::new();
-    for file in lake.held(&scope.asked())? {
+    for file in files {
         // A path holds no line end; writing to a String cannot fail.
         let _ = writeln!(text, "{} {} {}", file.path, file.bytes, file.tag);
     }
-    Ok(hex::encode(Sha256::digest(text).iter().take(16).copied().collect::<Vec<_>>()))
+    short(&text)
+}
+
+pub(super) fn short(text: &str) -> String {
+    hex::encode(Sha256::digest(text).iter().take(16).copied().collect::<Vec<_>>())
 }
 
 impl Scope {
+    /// True where only dead letters were replayed.
+    pub(super) fn dead_only(&self) -> bool {
+        self.selection.dead_letters_only
+    }
+
     /// The same for a lake.
     pub(super) fn asked(&self) -> Asked<'_> {
         Asked {

@@ -79,6 +79,23 @@ impl Promoter {
         Ok(journal)
     }
 
+    /// Whether a job may be removed, with what is kept for its revert.
+    ///
+    /// # Errors
+    /// [`PromoteError::Refused`]
+    pub fn may_remove(&self, plan: &PlanId) -> Result<(), PromoteError> {
+        let journal = self.journal(plan).map_err(|e| PromoteError::Failed(e.to_string()))?;
+        match journal.map(|journal| journal.phase) {
+            None | Some(Phase::Reverted) => Ok(()),
+            Some(Phase::Done) => refused(format!(
+                "it is promoted, and what was before is kept with it: removing it would be for good;                  `ingestctl replay revert {plan}` first"
+            )),
+            Some(Phase::Staging | Phase::Committed | Phase::Reverting) => {
+                refused("it is being promoted or reverted: wait for the end")
+            }
+        }
+    }
+
     pub(super) fn survey(
         &self,
         request: &Request<'_>,

@@ -139,6 +139,9 @@ impl Outline {
     }
 }
 
+/// Sinks with their names.
+type Named = Vec<(String, Arc<dyn Sink>)>;
+
 /// Promotes and reverts, one at a time.
 pub struct Promoter {
     live: Arc<dyn Live>,
@@ -320,19 +323,16 @@ impl Promoter {
         journal.save(&*self.storage, &self.data_dir).map_err(|e| e.to_string())
     }
 
-    fn sinks(&self, request: &Request<'_>) -> Result<Vec<(String, Arc<dyn Sink>)>, PromoteError> {
+    fn sinks(&self, request: &Request<'_>) -> Result<Named, PromoteError> {
         let names = request.targets.iter().map(|target| target.sink.as_str());
         self.by_name(names)
     }
 
-    fn sinks_of(&self, journal: &Journal) -> Result<Vec<(String, Arc<dyn Sink>)>, PromoteError> {
+    fn sinks_of(&self, journal: &Journal) -> Result<Named, PromoteError> {
         self.by_name(journal.parts.iter().map(|part| part.sink.as_str()))
     }
 
-    fn by_name<'n>(
-        &self,
-        names: impl Iterator<Item = &'n str>,
-    ) -> Result<Vec<(String, Arc<dyn Sink>)>, PromoteError> {
+    fn by_name<'n>(&self, names: impl Iterator<Item = &'n str>) -> Result<Named, PromoteError> {
         let mut sinks = Vec::new();
         for name in names {
             let Some(sink) = self.live.sink(name) else {

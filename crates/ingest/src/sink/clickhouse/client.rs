@@ -43,6 +43,9 @@ pub enum Fault {
     /// Nobody knows what became of it.
     #[error("{0}")]
     Unknown(String),
+    /// It was done, and the answer is longer than was asked for.
+    #[error("the answer has more than {0} bytes")]
+    Long(usize),
 }
 
 /// One statement.
@@ -130,8 +133,7 @@ impl Client {
         let (read, whole) =
             web::read(&mut answer, request.answer_bytes_max).await.map_err(unknown)?;
         if !whole {
-            let most = request.answer_bytes_max;
-            return Err(Fault::Unknown(format!("the answer has more than {most} bytes")));
+            return Err(Fault::Long(request.answer_bytes_max));
         }
         Ok(read)
     }

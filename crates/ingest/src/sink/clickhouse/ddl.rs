@@ -6,6 +6,8 @@ use std::{
     time::Duration,
 };
 
+use tidegate_event::EventType;
+
 use super::{
     super::{
         lake::{Project, SchemaColumn, columns::Kind},
@@ -63,7 +65,12 @@ pub struct TableName {
 impl TableName {
     /// The table of a lane, with `suffix` behind its name.
     pub fn of(database: &str, lane: &Lane, suffix: &str) -> Self {
-        let table = if lane.dead { DEAD_LETTERS } else { lane.event_type.as_str() };
+        Self::named(database, &lane.event_type, lane.dead, suffix)
+    }
+
+    /// The table of an event type, or that of its dead letters.
+    pub fn named(database: &str, event_type: &EventType, dead: bool, suffix: &str) -> Self {
+        let table = if dead { DEAD_LETTERS } else { event_type.as_str() };
         Self { database: database.to_owned(), table: format!("{table}{suffix}") }
     }
 

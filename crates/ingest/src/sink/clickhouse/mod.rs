@@ -13,6 +13,7 @@
 //! | `shard` | which server has which tenant |
 //! | `verdict` | which exceptions blame rows |
 //! | `visible` | which rows can be read |
+//! | `back` | rows of some offsets, and sums over them |
 //!
 //! Exactly once, in short: an insert is one block in one partition, so it is there whole or not at all.
 //! Its token follows from its rows, so the server takes it once, while it remembers the token. Before an
@@ -20,6 +21,7 @@
 //! failure, until one is not there) the server is asked which of its rows are there: what is there is not
 //! inserted again.
 
+mod back;
 mod block;
 mod client;
 mod config;
@@ -49,6 +51,7 @@ use super::{
     lake::{self, Schemas, columns::Table, table},
     shadow::{self, Erase},
 };
+pub use back::{BackRows, Reader as ClickHouseReader, Stretch, Sum};
 use block::{Block, Presence, There};
 use client::{Client, Fault, Request};
 use config::Settings;

@@ -177,7 +177,10 @@ pub fn lines<T: DeserializeOwned>(answer: &[u8]) -> Result<Vec<T>, Fault> {
 }
 
 /// What the server says of a table; `None` where there is none.
-fn look(client: &Client, table: &TableName) -> Result<Option<Existing>, Fault> {
+///
+/// # Errors
+/// [`Fault`] where it does not say so.
+pub fn look(client: &Client, table: &TableName) -> Result<Option<Existing>, Fault> {
     let (database, name) = (literal(&table.database), literal(&table.table));
     let statement = format!(
         "SELECT engine, engine_full, partition_key FROM system.tables \

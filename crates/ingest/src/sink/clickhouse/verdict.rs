@@ -35,7 +35,7 @@ pub fn blames_rows(fault: &Fault) -> Option<String> {
         Fault::Refused { code, message } if VALUES.iter().any(|(c, _)| c == code) => {
             Some(message.chars().take(CAUSE_CHARS).collect())
         }
-        Fault::Refused { .. } | Fault::Unknown(_) => None,
+        Fault::Refused { .. } | Fault::Unknown(_) | Fault::Long(_) => None,
     }
 }
 

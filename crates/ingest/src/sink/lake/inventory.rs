@@ -321,7 +321,8 @@ impl LakeReader {
         path: &Path,
         bytes: u64,
     ) -> Result<SerializedFileReader<StoredFile>, InventoryError> {
-        let file = StoredFile { store: Arc::clone(&self.store), path: path.clone(), bytes };
+        let store = Arc::clone(&self.store);
+        let file = StoredFile { store, path: path.clone(), bytes, whole: None };
         SerializedFileReader::new(file).map_err(|e| fault(path, e))
     }
 
@@ -397,7 +398,7 @@ struct Line {
     log_offset: u64,
 }
 
-fn fault(path: &Path, error: impl std::fmt::Display) -> InventoryError {
+pub(super) fn fault(path: &Path, error: impl std::fmt::Display) -> InventoryError {
     InventoryError::File { path: path.to_string(), cause: error.to_string() }
 }
 
@@ -425,11 +426,26 @@ pub(super) fn fact(file: Bytes, key: &str) -> Option<String> {
     facts.iter().find(|fact| fact.key == key)?.value.clone()
 }
 
-/// A file of the lake, read in ranges.
-struct StoredFile {
-    store: Arc<LakeStore>,
-    path: Path,
-    bytes: u64,
+/// A file of the lake, read in ranges, of a small one in memory.
+pub(super) struct StoredFile {
+    pub(super) store: Arc<LakeStore>,
+    pub(super) path: Path,
+    pub(super) bytes: u64,
+    pub(super) whole: Option<Bytes>,
+}
+
+impl StoredFile {
+    fn range(&self, start: u64, end: u64) -> ParquetResult<Bytes> {
+        let Some(whole) = &self.whole else {
+            let range = self.store.get_range(&self.path, start..end);
+            return range.map_err(|e| ParquetError::External(Box::new(e)));
+        };
+        let place = |at: u64| usize::try_from(at).ok().filter(|at| *at <= whole.len());
+        match (place(start), place(end)) {
+            (Some(start), Some(end)) if start <= end => Ok(whole.slice(start..end)),
+            _ => Err(ParquetError::EOF(format!("bytes {start} to {end} of {}", self.path))),
+        }
+    }
 }
 
 impl Length for StoredFile {
@@ -444,12 +460,10 @@ impl ChunkReader for StoredFile {
     fn get_read(&self, start: u64) -> ParquetResult<Self::T> {
         // Page headers are small; what is read too much is a page's begin at most.
         let end = self.bytes.min(start.saturating_add(64 << 10));
-        let range = self.store.get_range(&self.path, start..end);
-        Ok(range.map_err(|e| ParquetError::External(Box::new(e)))?.reader())
+        Ok(self.range(start, end)?.reader())
     }
 
     fn get_bytes(&self, start: u64, length: usize) -> ParquetResult<Bytes> {
-        let range = start..start.saturating_add(length as u64);
-        self.store.get_range(&self.path, range).map_err(|e| ParquetError::External(Box::new(e)))
+        self.range(start, start.saturating_add(length as u64))
     }
 }

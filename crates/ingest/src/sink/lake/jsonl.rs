@@ -129,7 +129,11 @@ impl<'t> Rows<'t> {
     }
 }
 
-fn value(column: &Column, index: usize, out: &mut Vec<u8>) -> io::Result<()> {
+/// Writes the value at `index` of those that are there.
+///
+/// # Errors
+/// `InvalidData` where there is none.
+pub fn value(column: &Column, index: usize, out: &mut Vec<u8>) -> io::Result<()> {
     let missing = || io::Error::new(io::ErrorKind::InvalidData, "a column shorter than its table");
     match &column.values {
         Values::Bool(v) => write!(out, "{}", v.get(index).ok_or_else(missing)?),

@@ -8,10 +8,11 @@
 //! | `columns` | flat vectors of values |
 //! | `parquet`, `jsonl` | a table as bytes; the same table, the same bytes |
 //! | `store` | puts a file whole, once, durable; `remote`: into an object store |
-//! | `inventory` | reads a lake back, for audits; `held`: which files hold some offsets |
+//! | `inventory` | reads a lake back, for audits; `held`: which files hold some offsets; `back`: their rows |
 //! | `merge` | joins small files later |
 //! | `exchange` | a window's rows exchanged for a shadow's |
 
+mod back;
 pub(super) mod columns;
 mod exchange;
 mod held;
@@ -29,6 +30,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
+pub use back::FileRows;
 pub use columns::{Column, Kind};
 pub use held::{Asked, HeldFile};
 pub use inventory::{FileFacts, InventoryError, LakeReader, LaneCheck};
@@ -143,10 +145,13 @@ impl Lake {
         wrap: Wrap<'_>,
     ) -> Result<Self, SinkConfigError> {
         let options = Options::read(config)?;
+        // Whose files in `staging/` are ours alone.
+        let name = context.shared_as.iter();
+        let owner = name.fold(context.log_id.clone(), |log_id, name| format!("{log_id}.{name}"));
         let store = LakeStore::open(
             &url(config, &context.data_dir),
             &options.store,
-            (Arc::clone(&context.storage), &context.log_id),
+            (Arc::clone(&context.storage), &owner),
             context.runtime.clone(),
             wrap,
         )

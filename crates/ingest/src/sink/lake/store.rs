@@ -76,6 +76,8 @@ struct Local {
     storage: Arc<dyn Storage>,
     /// Syncs the folder it links into.
     durable: Arc<dyn ObjectStore>,
+    /// What names in `staging/` begin with: nobody else touches those.
+    prefix: String,
     /// Folders whose names are known to be durable since this start.
     known: Mutex<HashSet<PathBuf>>,
 }
@@ -87,8 +89,8 @@ const READ_ONLY: &str = "this lake was opened to be read";
 impl LakeStore {
     /// Opens `url`: a folder, `file://`, `s3://`, `gs://` or `az://`; `options` go to the object
     /// store's client, on top of the usual environment variables. Removes what an earlier run of the
-    /// same log left in `staging/`: other logs' writers may be at work there. No request is made to an
-    /// object store.
+    /// same owner left in `staging/`: others may be at work there. No request is made to an object
+    /// store. The owner is the log, by its id, or where several processes have it, one of them.
     ///
     /// # Errors
     /// [`OpenStoreError`] for a URL or option nobody knows, and for a folder that cannot be made.
@@ -130,7 +132,7 @@ impl LakeStore {
     fn open_local(
         dir: &FilePath,
         options: &toml::Table,
-        (storage, log_id): (Arc<dyn Storage>, &str),
+        (storage, owner): (Arc<dyn Storage>, &str),
         runtime: Handle,
         wrap: Wrap<'_>,
     ) -> Result<Self, String> {
@@ -140,11 +142,9 @@ impl LakeStore {
         let staging = dir.join(STAGING);
         storage.create_dir_all(&staging).map_err(|e| format!("{}: {e}", staging.display()))?;
         let stale = storage.list(&staging).map_err(|e| format!("{}: {e}", staging.display()))?;
-        // Other logs' writers may share the folder, and be at work in it.
-        let own = |name: &&String| {
-            name.as_str() == PROBE
-                || name.strip_prefix(log_id).is_some_and(|rest| rest.starts_with('-'))
-        };
+        // Other owners may share the folder, and be at work in it.
+        let prefix = format!("{owner}-");
+        let own = |name: &&String| name.as_str() == PROBE || name.starts_with(&prefix);
         for name in stale.iter().filter(own) {
             let path = staging.join(name);
             match storage.remove(&path) {
@@ -159,6 +159,7 @@ impl LakeStore {
             dir: dir.to_owned(),
             storage,
             durable: wrap(Arc::new(files.clone().with_fsync(true))),
+            prefix,
             known: Mutex::default(),
         };
         Ok(Self {
@@ -261,8 +262,11 @@ impl LakeStore {
 
     /// True where it was made now, false where the name was taken.
     fn link_new(&self, local: &Local, path: &Path, bytes: Bytes) -> Result<bool, String> {
-        let name = path.filename().unwrap_or(PROBE);
-        let staged = Path::from_iter([STAGING, name]);
+        let mut name = path.filename().unwrap_or(PROBE).to_owned();
+        if !name.starts_with(&local.prefix) {
+            name.insert_str(0, &local.prefix);
+        }
+        let staged = Path::from_iter([STAGING, &name]);
         local.make_folders(path)?;
         if faults::due(Point::HalfFile) {
             let half = bytes.slice(..bytes.len() / 2);
@@ -270,7 +274,7 @@ impl LakeStore {
             faults::die();
         }
         self.stage(&staged, bytes)?;
-        let file = local.dir.join(STAGING).join(name);
+        let file = local.dir.join(STAGING).join(&name);
         let synced = local.storage.open(&file).and_then(|file| file.sync_data());
         let linked = synced.map_err(|e| e.to_string()).and_then(|()| {
             faults::at(Point::FileStaged);

@@ -103,6 +103,7 @@ impl<'a> Run<'a> {
         let storage: Arc<dyn Storage> = Arc::new(disk.clone());
         let context = SinkContext {
             log_id: log.handle().log_id().to_owned(),
+            shared_as: None,
             data_dir: self.dir.to_owned(),
             storage: Arc::clone(&storage),
             schemas: Arc::new(TestSchemas),
@@ -117,7 +118,7 @@ impl<'a> Run<'a> {
         let lake: Arc<dyn Sink> = Arc::new(Lake::open(&self.sink, &context, &wrap).ok()?);
         let parts = SinkParts {
             logs: vec![Arc::new(log.handle())],
-            shared_log: false,
+            shared_as: None,
             schemas: Arc::new(TestSchemas),
             storage,
             clock: Arc::<ManualClock>::clone(&self.clock),
@@ -126,6 +127,7 @@ impl<'a> Run<'a> {
             sink_delay: Duration::from_secs(3_600),
             memory_bytes: 64 << 20,
             runtime: self.runtime.handle().clone(),
+            background: false,
         };
         sink::start_with(vec![(self.sink.clone(), lake)], &parts).ok()
     }

@@ -161,6 +161,7 @@ impl Bench {
     fn context(&self, disk: &Process) -> SinkContext {
         SinkContext {
             log_id: "abcd1234".to_owned(),
+            shared_as: None,
             data_dir: self.dir.path().to_owned(),
             storage: Arc::new(disk.clone()),
             schemas: Arc::new(TestSchemas),

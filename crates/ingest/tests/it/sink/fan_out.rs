@@ -16,7 +16,7 @@ use tidegate_ingest::{
     storage::Disk,
 };
 
-use super::{Pipe, eventually};
+use super::{Pipe, config, eventually};
 use crate::tally::Tally;
 
 /// Keeps what it is given: each write as (lane, offsets). Takes nothing while it is down.
@@ -153,4 +153,24 @@ fn each_sink_has_its_own_cursor_filter_batches_start_and_objective() {
     pipe.runtime.block_on(sinks.drain(Duration::from_secs(20)));
     sinks.stop();
     tally.survived(1);
+}
+
+/// Scenario: a sink is drained while others go on appending to the log, which they share, until it has ended.
+/// Guarantees: it ends with what was in the log when it was told to, not with what comes after.
+#[test]
+fn a_drain_ends_although_others_go_on_appending() {
+    let mut pipe = Pipe::new();
+    let config = config(10);
+    let before = pipe.append("acme", &[("view", "{}", None)]);
+    let sinks = pipe.start(&config);
+    let runtime = pipe.runtime.handle().clone();
+    std::thread::scope(|scope| {
+        let draining = scope.spawn(|| runtime.block_on(sinks.drain(Duration::from_secs(20))));
+        while !draining.is_finished() {
+            pipe.append("acme", &[("view", "{}", None)]);
+        }
+    });
+    assert_eq!(sinks.status()[0].partitions[0].state, SinkState::Drained);
+    sinks.stop();
+    assert!(pipe.offsets(&config)["acme/view"].contains(&before.0));
 }

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 use tidegate_event::Code;
-use tidegate_ingest::sink::SinkConfig;
+use tidegate_ingest::sink::{SinkConfig, SinkContext, lake::Lake};
 
 use super::{HOUR, MORNING, Pipe, config, schema, tree};
 
@@ -132,6 +132,25 @@ fn a_lake_for_other_readers_is_written() {
     pipe.run(&config);
     let rows: u64 = pipe.reader(&config).inventory().unwrap().iter().map(|file| file.rows).sum();
     assert_eq!(rows, 3 * 402);
+}
+
+#[test]
+fn where_processes_share_a_log_a_start_removes_what_its_own_process_staged_alone() {
+    let mut pipe = Pipe::new();
+    let config = config(10);
+    pipe.append("acme", &[("view", "{}", None)]);
+    let log_id = pipe.log.handle().log_id().to_owned();
+    let staging = pipe.lake().join("staging");
+    std::fs::create_dir_all(&staging).unwrap();
+    let staged = |who: &str| format!("{log_id}.{who}-{log_id}-0-0-1.parquet");
+    for who in ["mine", "theirs"] {
+        std::fs::write(staging.join(staged(who)), b"half").unwrap();
+    }
+    let context = SinkContext { shared_as: Some("mine".to_owned()), ..super::context(&pipe) };
+    Lake::open(&config, &context, &|store| store).unwrap();
+    let left: Vec<_> =
+        std::fs::read_dir(&staging).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(left, [staged("theirs").as_str()]);
 }
 
 #[test]

@@ -115,7 +115,7 @@ impl Pipe {
     fn parts(&self, storage: Arc<dyn Storage>) -> SinkParts {
         SinkParts {
             logs: vec![Arc::new(self.log.handle())],
-            shared_log: false,
+            shared_as: None,
             schemas: Arc::new(TestSchemas),
             storage,
             clock: Arc::<ManualClock>::clone(&self.clock),
@@ -124,6 +124,7 @@ impl Pipe {
             sink_delay: Duration::from_secs(3_600),
             memory_bytes: self.memory_bytes,
             runtime: self.runtime.handle().clone(),
+            background: false,
         }
     }
 
@@ -282,14 +283,20 @@ fn open_lake(
     storage: Arc<dyn Storage>,
     wrap: sink::lake::Wrap<'_>,
 ) -> Result<Arc<dyn Sink>, sink::SinkConfigError> {
-    let context = SinkContext {
+    let context = SinkContext { storage, ..context(pipe) };
+    Ok(Arc::new(Lake::open(config, &context, wrap)?))
+}
+
+/// What a sink on this pipe's log is opened with.
+fn context(pipe: &Pipe) -> SinkContext {
+    SinkContext {
         log_id: pipe.log.handle().log_id().to_owned(),
+        shared_as: None,
         data_dir: pipe.data(),
-        storage,
+        storage: Arc::new(Disk),
         schemas: Arc::new(TestSchemas),
         runtime: pipe.runtime.handle().clone(),
-    };
-    Ok(Arc::new(Lake::open(config, &context, wrap)?))
+    }
 }
 
 fn tree(dir: &Path) -> BTreeMap<String, Vec<u8>> {

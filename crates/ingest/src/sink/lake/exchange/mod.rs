@@ -84,7 +84,7 @@ impl From<InventoryError> for ExchangeError {
     }
 }
 
-impl Turn for Still {}
+impl Turn for Still<'_> {}
 
 impl Exchange for Lake {
     fn turn(&self, stop: &dyn Fn() -> bool) -> Result<Box<dyn Turn + '_>, ExchangeError> {

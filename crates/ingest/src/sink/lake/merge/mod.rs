@@ -58,15 +58,12 @@ const HOUR_MICROS: i64 = 3_600_000_000;
 /// One at a time, whatever there is to be joined.
 static JOINING: Mutex<()> = Mutex::new(());
 
-/// How many want that no file is joined.
-static STILL: AtomicUsize = AtomicUsize::new(0);
+/// While there is one no file of the lake is joined.
+pub(super) struct Still<'m>(&'m AtomicUsize);
 
-/// While there is one no file is joined.
-pub(super) struct Still(());
-
-impl Drop for Still {
+impl Drop for Still<'_> {
     fn drop(&mut self) {
-        STILL.fetch_sub(1, Ordering::AcqRel);
+        self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -126,6 +123,8 @@ pub struct Merger {
     data_dir: PathBuf,
     path: PathBuf,
     journal: Mutex<Journal>,
+    /// How many want that no file is joined.
+    still: AtomicUsize,
     /// A promotion may be open that an earlier run began.
     promoting: AtomicBool,
     todo: Mutex<Todo>,
@@ -182,6 +181,7 @@ impl Merger {
             data_dir: data_dir.to_owned(),
             path,
             journal: Mutex::new(journal),
+            still: AtomicUsize::new(0),
             promoting: AtomicBool::new(true),
             todo: Mutex::default(),
             removed: AtomicU64::new(0),
@@ -251,7 +251,7 @@ impl Merger {
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => return RETRY,
         };
-        if 0 < STILL.load(Ordering::Acquire) {
+        if 0 < self.still.load(Ordering::Acquire) {
             return RETRY;
         }
         match self.round(store, turn) {
@@ -271,9 +271,13 @@ impl Merger {
     }
 
     /// Keeps files from being joined, once none are and what was begun is ended.
-    pub fn keep_still(&self, store: &LakeStore, stop: &dyn Fn() -> bool) -> Result<Still, String> {
-        STILL.fetch_add(1, Ordering::AcqRel);
-        let still = Still(());
+    pub fn keep_still(
+        &self,
+        store: &LakeStore,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Still<'_>, String> {
+        self.still.fetch_add(1, Ordering::AcqRel);
+        let still = Still(&self.still);
         loop {
             let _one_at_a_time = match JOINING.try_lock() {
                 Ok(guard) => guard,

@@ -92,9 +92,7 @@ impl Part {
     /// # Errors
     /// [`ParquetError`] for a column that no file of ours has.
     pub fn empty(&self) -> Result<Table> {
-        let columns = self.metadata().file_metadata().schema_descr().columns();
-        let columns = columns.iter().map(|column| empty(column)).collect::<Result<_>>()?;
-        Ok(Table { columns, rows: 0 })
+        empty(self.metadata())
     }
 
     /// Adds its rows to `table`, which has its columns.
@@ -105,7 +103,8 @@ impl Part {
         for group in 0..self.file.num_row_groups() {
             let group = self.file.get_row_group(group)?;
             for (index, column) in table.columns.iter_mut().enumerate() {
-                add(group.get_column_reader(index)?, column)?;
+                let mut reader = group.get_column_reader(index)?;
+                while 0 < read_some(&mut reader, column, BATCH)? {}
             }
             let rows = group.metadata().num_rows();
             table.rows += usize::try_from(rows).map_err(|_| fault("fewer rows than none"))?;
@@ -118,7 +117,17 @@ fn fault(what: &str) -> ParquetError {
     ParquetError::General(what.to_owned())
 }
 
-fn empty(column: &ColumnDescriptor) -> Result<Column> {
+/// The columns of a file, without rows.
+///
+/// # Errors
+/// [`ParquetError`] for a column that no file of ours has.
+pub fn empty(file: &ParquetMetaData) -> Result<Table> {
+    let columns = file.file_metadata().schema_descr().columns();
+    let columns = columns.iter().map(|column| empty_column(column)).collect::<Result<_>>()?;
+    Ok(Table { columns, rows: 0 })
+}
+
+fn empty_column(column: &ColumnDescriptor) -> Result<Column> {
     let kind = match (column.physical_type(), column.logical_type_ref()) {
         (Type::BOOLEAN, _) => Kind::Bool,
         (Type::INT32, _) => Kind::I32,
@@ -136,34 +145,43 @@ fn empty(column: &ColumnDescriptor) -> Result<Column> {
     }
 }
 
-fn add(reader: ColumnReader, column: &mut Column) -> Result<()> {
+/// Adds the values of the next rows of a group, `most` at most, to a column of its kind; how many rows
+/// they were, 0 behind the last.
+///
+/// # Errors
+/// [`ParquetError`] where they cannot be read.
+pub fn read_some(reader: &mut ColumnReader, column: &mut Column, most: usize) -> Result<usize> {
     let present = column.present.as_mut();
     match (reader, &mut column.values) {
-        (ColumnReader::BoolColumnReader(reader), Values::Bool(to)) => drain(reader, present, to),
-        (ColumnReader::Int32ColumnReader(reader), Values::I32(to)) => drain(reader, present, to),
-        (ColumnReader::Int64ColumnReader(reader), Values::I64(to)) => drain(reader, present, to),
-        (ColumnReader::DoubleColumnReader(reader), Values::F64(to)) => drain(reader, present, to),
-        (ColumnReader::ByteArrayColumnReader(mut reader), Values::Text(to)) => {
-            let (mut texts, mut present): (Vec<ByteArray>, _) = (Vec::new(), present);
-            loop {
-                let levels = present.as_deref_mut();
-                if reader.read_records(BATCH, levels, None, &mut texts)?.0 == 0 {
-                    return Ok(());
-                }
-                for text in texts.drain(..) {
-                    to.push(text.as_utf8()?);
-                }
+        (ColumnReader::BoolColumnReader(reader), Values::Bool(to)) => {
+            some(reader, present, to, most)
+        }
+        (ColumnReader::Int32ColumnReader(reader), Values::I32(to)) => {
+            some(reader, present, to, most)
+        }
+        (ColumnReader::Int64ColumnReader(reader), Values::I64(to)) => {
+            some(reader, present, to, most)
+        }
+        (ColumnReader::DoubleColumnReader(reader), Values::F64(to)) => {
+            some(reader, present, to, most)
+        }
+        (ColumnReader::ByteArrayColumnReader(reader), Values::Text(to)) => {
+            let mut texts: Vec<ByteArray> = Vec::new();
+            let rows = some(reader, present, &mut texts, most)?;
+            for text in texts {
+                to.push(text.as_utf8()?);
             }
+            Ok(rows)
         }
         _ => Err(fault("a column of another type than in the file before")),
     }
 }
 
-fn drain<T: DataType>(
-    mut reader: ColumnReaderImpl<T>,
-    mut present: Option<&mut Vec<i16>>,
+fn some<T: DataType>(
+    reader: &mut ColumnReaderImpl<T>,
+    present: Option<&mut Vec<i16>>,
     to: &mut Vec<T::T>,
-) -> Result<()> {
-    while 0 < reader.read_records(BATCH, present.as_deref_mut(), None, to)?.0 {}
-    Ok(())
+    most: usize,
+) -> Result<usize> {
+    Ok(reader.read_records(most, present, None, to)?.0)
 }

@@ -1,0 +1,538 @@
+//! One job: a plan, what was last known of it, and the work itself: the ordinary runner of sinks, over a
+//! window of the log, into shadows.
+//!
+//! Why a job that is killed anywhere ends as if it had not been: its sinks write as live ones do (intent,
+//! rows under names that follow from them, cursor), their log gives the same rows again (the same
+//! window, judged by the schemas that the plan pins), and their state lies in the job's own folder.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use serde::{Deserialize, Serialize};
+use tidegate_event::{Offset, ReceivedAt, SchemaRef};
+
+use super::{
+    Judging, Plan, PlanId, SchemaPin, ShadowPlace, ShadowSink,
+    jobs::JobsParts,
+    judge::Again,
+    pace::{Pace, Processors},
+    source::WindowSource,
+};
+use crate::{
+    budget::Permit,
+    normalize::{Normalizer, Schema, SchemaEntry},
+    sink::{
+        self, MEMORY_FACTOR, SinkConfig, SinkContext, SinkParts, SinkState, Sinks,
+        lake::{Project, Schemas},
+        source::{LogSource, SourceHold},
+        state::State,
+    },
+    storage::{self, Storage},
+};
+
+const FORMAT: u32 = 1;
+/// What a job's windows may take of the memory that requests share: a quarter of it at most.
+const MEMORY_BYTES: u64 = 64 << 20;
+const MEMORY_PART: u64 = 4;
+/// What one sink and partition of a job takes at least; with more of them they take turns.
+const WINDOW_BYTES: u64 = (2 << 20) * MEMORY_FACTOR;
+const TICK: Duration = Duration::from_millis(100);
+
+/// How a job stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobState {
+    /// For its turn.
+    Waiting,
+    /// At work.
+    Running,
+    /// Until an operator resumes it.
+    Paused,
+    /// The shadow holds the window.
+    Done,
+    /// It cannot go on; the error says why. It may be resumed.
+    Failed,
+    /// An operator ended it.
+    Cancelled,
+}
+
+impl JobState {
+    /// True where it may still write.
+    #[must_use]
+    pub fn is_open(self) -> bool {
+        matches!(self, Self::Waiting | Self::Running | Self::Paused | Self::Failed)
+    }
+}
+
+/// What is kept of a job beside its plan.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Saved {
+    format: u32,
+    /// How it stands.
+    pub state: JobState,
+    /// Who applied the plan.
+    pub by: String,
+    /// When.
+    pub applied_at: ReceivedAt,
+    /// When it came to this state.
+    pub since: ReceivedAt,
+    /// No faster than this: events a second.
+    pub max_rate: Option<u64>,
+    /// Why it failed.
+    pub error: Option<String>,
+}
+
+impl Saved {
+    /// Of a plan that was just applied.
+    #[must_use]
+    pub fn new(by: &str, now: ReceivedAt, max_rate: Option<u64>) -> Self {
+        Self {
+            format: FORMAT,
+            state: JobState::Waiting,
+            by: by.to_owned(),
+            applied_at: now,
+            since: now,
+            max_rate,
+            error: None,
+        }
+    }
+
+    /// The same job in another state.
+    #[must_use]
+    pub fn come_to(&self, state: JobState, since: ReceivedAt, error: Option<String>) -> Self {
+        Self { state, since, error, ..self.clone() }
+    }
+}
+
+/// What a job's shadow of one sink came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Progress {
+    /// The live sink's name.
+    pub sink: String,
+    /// Events it will hold in the end.
+    pub events: u64,
+    /// Of these, written.
+    pub stored: u64,
+    /// Of these, what the destination refuses for good; set aside in the job's folder.
+    pub quarantined: u64,
+}
+
+/// Where all of one job lies.
+#[derive(Clone, Debug)]
+pub struct Folder {
+    dir: PathBuf,
+}
+
+impl Folder {
+    /// That of a plan.
+    #[must_use]
+    pub fn of(data_dir: &Path, plan: &PlanId) -> Self {
+        Self { dir: data_dir.join("replay").join(plan.as_str()) }
+    }
+
+    /// The folder itself.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Writes plan and state, durably: from now on there is such a job.
+    ///
+    /// # Errors
+    /// As the disk's.
+    pub fn create(&self, storage: &dyn Storage, plan: &Plan, saved: &Saved) -> std::io::Result<()> {
+        let sinks = self.dir.join("sinks");
+        storage.create_dir_all(&sinks)?;
+        // Of a job whose removal was cut: its cursors would say that the shadow is written.
+        for name in storage.list(&sinks)? {
+            storage.remove(&sinks.join(name))?;
+        }
+        let mut folder = Some(sinks.as_path());
+        // Each name up to the data folder's.
+        for _ in 0..3 {
+            folder = folder.and_then(Path::parent);
+            folder.map_or(Ok(()), |folder| storage.sync_dir(folder))?;
+        }
+        storage::replace(storage, &self.dir.join("plan.json"), &serde_json::to_vec(plan)?)?;
+        self.save(storage, saved)
+    }
+
+    /// Removes all that is in it, the state first: without it there is no job.
+    ///
+    /// # Errors
+    /// As the disk's; what is left is no job.
+    pub fn remove(&self, storage: &dyn Storage) -> std::io::Result<()> {
+        storage.remove(&self.dir.join("job.json"))?;
+        storage.sync_dir(&self.dir)?;
+        std::fs::remove_dir_all(&self.dir)
+    }
+
+    /// Replaces the state, durably.
+    ///
+    /// # Errors
+    /// As the disk's.
+    pub fn save(&self, storage: &dyn Storage, saved: &Saved) -> std::io::Result<()> {
+        storage::replace(storage, &self.dir.join("job.json"), &serde_json::to_vec(saved)?)
+    }
+
+    /// What is kept; `None` for a folder whose job was never whole.
+    ///
+    /// # Errors
+    /// What is wrong with a file.
+    pub fn load(&self, storage: &dyn Storage) -> Result<Option<(Plan, Saved)>, String> {
+        let read = |name: &str| {
+            let path = self.dir.join(name);
+            match storage.read(&path) {
+                Ok(bytes) => Ok(Some(bytes)),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+                Err(error) => Err(format!("{}: {error}", path.display())),
+            }
+        };
+        let (Some(plan), Some(saved)) = (read("plan.json")?, read("job.json")?) else {
+            return Ok(None);
+        };
+        let plan = Plan::read(&plan).map_err(|e| format!("{}: {e}", self.dir.display()))?;
+        let saved: Saved = serde_json::from_slice(&saved)
+            .map_err(|e| format!("{}: job.json: {e}", self.dir.display()))?;
+        if saved.format != FORMAT {
+            return Err(format!("{}: its format is {}", self.dir.display(), saved.format));
+        }
+        Ok(Some((plan, saved)))
+    }
+
+    /// How far each shadow is, as its sink's state says.
+    pub fn progress(&self, parts: &JobsParts, plan: &Plan) -> Vec<Progress> {
+        let one = |target: &super::Target| {
+            let live = parts.sinks.iter().find(|sink| sink.name == target.sink);
+            let mut progress = Progress {
+                sink: target.sink.clone(),
+                events: live.map_or(0, |live| expected(plan, live)),
+                ..Progress::default()
+            };
+            for slice in &plan.content.window {
+                let name = format!("shadow.{}-{}.json", target.sink, slice.partition);
+                // Not there yet, or being replaced: the next look finds it.
+                let Ok(bytes) = parts.storage.read(&self.dir.join("sinks").join(name)) else {
+                    continue;
+                };
+                let Ok(state) = State::decode(&bytes) else { continue };
+                for counts in state.counts.values() {
+                    progress.stored += counts.stored;
+                    progress.quarantined += counts.quarantined;
+                }
+            }
+            progress
+        };
+        plan.content.targets.iter().map(one).collect()
+    }
+}
+
+/// Events of the plan that this sink takes.
+fn expected(plan: &Plan, live: &SinkConfig) -> u64 {
+    let counts = plan.content.counts.iter();
+    counts.filter(|count| live.filter.takes(&count.lane)).map(|count| count.events).sum()
+}
+
+/// Keeps what the window holds from retention until the job needs it no more.
+pub fn hold(parts: &JobsParts, plan: &Plan) -> Vec<Box<dyn SourceHold>> {
+    let name = format!("replay {}", plan.plan_id);
+    let slices = plan.content.window.iter();
+    let hold = |slice: &super::Slice| {
+        let log = parts.logs.iter().find(|log| log.partition() == slice.partition)?;
+        let mut hold = log.hold(&name);
+        hold.advance(slice.from);
+        Some(hold)
+    };
+    slices.filter_map(hold).collect()
+}
+
+/// How the work ended.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The shadow holds the window.
+    Done,
+    /// It was told to stop.
+    Stopped,
+}
+
+/// The work of one job, until it is done or told to stop. Blocks.
+///
+/// # Errors
+/// Why it cannot go on, and what to do.
+pub fn run(
+    parts: &JobsParts,
+    plan: &Plan,
+    folder: &Folder,
+    pace: &Arc<Pace>,
+    told: &mut dyn FnMut() -> bool,
+) -> Result<Ended, String> {
+    let work = Work::prepare(parts, plan, folder, pace)?;
+    let Some(memory) = work.memory(told) else { return Ok(Ended::Stopped) };
+    let targets = plan.content.targets.len().max(1) as u64;
+    let at_once = usize::try_from(memory.bytes() / WINDOW_BYTES / targets).unwrap_or(1).max(1);
+    for slices in plan.content.window.chunks(at_once) {
+        if let Ended::Stopped = work.slices(slices, memory.bytes(), told)? {
+            return Ok(Ended::Stopped);
+        }
+    }
+    for progress in folder.progress(parts, plan) {
+        let wrote = progress.stored + progress.quarantined;
+        if wrote != progress.events {
+            return Err(format!(
+                "the shadow of {} holds {wrote} events, the plan has {}: the window is not what it was; \
+                 remove this job and plan again",
+                progress.sink, progress.events
+            ));
+        }
+    }
+    Ok(Ended::Done)
+}
+
+struct Work<'a> {
+    parts: &'a JobsParts,
+    folder: &'a Folder,
+    pace: &'a Arc<Pace>,
+    again: Arc<Again>,
+    schemas: Arc<JobSchemas>,
+    places: Vec<ShadowPlace>,
+}
+
+impl<'a> Work<'a> {
+    fn prepare(
+        parts: &'a JobsParts,
+        plan: &Plan,
+        folder: &'a Folder,
+        pace: &'a Arc<Pace>,
+    ) -> Result<Self, String> {
+        let schemas = Arc::new(JobSchemas::read(parts, &plan.content.judging)?);
+        let again = Arc::new(Again {
+            normalizer: schemas.normalizer(parts, &plan.content.judging)?,
+            tenants: Arc::clone(&parts.tenants),
+            selection: plan.content.selection.clone(),
+            kept_dead: plan.content.kept_dead.clone(),
+        });
+        let place = |target: &super::Target| {
+            let live = parts.sinks.iter().find(|sink| sink.name == target.sink);
+            let live = live.ok_or_else(|| format!("sink {} is not configured", target.sink))?;
+            ShadowPlace::of(live, plan.plan_id.as_str(), &parts.data_dir).map_err(|e| e.to_string())
+        };
+        let places = plan.content.targets.iter().map(place).collect::<Result<_, _>>()?;
+        Ok(Self { parts, folder, pace, again, schemas, places })
+    }
+
+    /// Waits for its part of the memory that requests share; `None` where it was told to stop.
+    fn memory(&self, told: &mut dyn FnMut() -> bool) -> Option<Permit> {
+        let bytes = MEMORY_BYTES.min(self.parts.budget.bound() / MEMORY_PART).max(WINDOW_BYTES);
+        let share = self.parts.budget.unshared();
+        while !told() {
+            match share.try_take(bytes) {
+                Ok(permit) => return Some(permit),
+                Err(_) => std::thread::sleep(TICK),
+            }
+        }
+        None
+    }
+
+    /// Writes the window of some partitions.
+    fn slices(
+        &self,
+        slices: &[super::Slice],
+        memory: u64,
+        told: &mut dyn FnMut() -> bool,
+    ) -> Result<Ended, String> {
+        let mut logs: Vec<Arc<dyn LogSource>> = Vec::new();
+        for slice in slices.iter().filter(|slice| slice.from < slice.to) {
+            let log = self.parts.logs.iter().find(|log| log.partition() == slice.partition);
+            let log = log.ok_or_else(|| format!("there is no partition {}", slice.partition))?;
+            if slice.from < log.earliest() {
+                return Err(gone(slice, log.earliest()));
+            }
+            let window = (slice.from, slice.to);
+            let (again, pace) = (Arc::clone(&self.again), Arc::clone(self.pace));
+            logs.push(Arc::new(WindowSource::new(Arc::clone(log), window, again, pace)));
+        }
+        if logs.is_empty() {
+            return Ok(Ended::Done);
+        }
+        let sinks = self.sinks(logs, memory)?;
+        sinks.finish();
+        let ended = self.wait(&sinks, told);
+        // What waits for its turn must not: it would not see that it is to end.
+        if !matches!(ended, Ok(Ended::Done)) {
+            self.pace.stop();
+        }
+        sinks.stop();
+        ended
+    }
+
+    /// The shadows, and who writes into them.
+    fn sinks(&self, logs: Vec<Arc<dyn LogSource>>, memory_bytes: u64) -> Result<Sinks, String> {
+        let log_id = logs.first().map_or_else(String::new, |log| log.log_id().to_owned());
+        let schemas: Arc<dyn Schemas> = Arc::<JobSchemas>::clone(&self.schemas);
+        let context = SinkContext {
+            log_id,
+            shared_as: None,
+            data_dir: self.folder.path().to_owned(),
+            storage: Arc::clone(&self.parts.storage),
+            schemas: Arc::clone(&schemas),
+            runtime: self.parts.runtime.clone(),
+        };
+        let open = |place| Ok(ShadowSink::open(place, &context)?.into_parts());
+        let opened = self.places.iter().map(open).collect::<Result<_, sink::SinkConfigError>>();
+        let parts = SinkParts {
+            logs,
+            shared_as: None,
+            schemas,
+            storage: Arc::clone(&self.parts.storage),
+            clock: Arc::clone(&self.parts.clock),
+            data_dir: self.folder.path().to_owned(),
+            // Nobody sheds for a shadow's sake.
+            backlog_bytes: u64::MAX,
+            sink_delay: Duration::MAX,
+            memory_bytes,
+            runtime: self.parts.runtime.clone(),
+            background: true,
+        };
+        sink::start_with(opened.map_err(|e| e.to_string())?, &parts).map_err(|e| e.to_string())
+    }
+
+    fn wait(&self, sinks: &Sinks, told: &mut dyn FnMut() -> bool) -> Result<Ended, String> {
+        let mut machine = Machine::new(self.parts);
+        loop {
+            if sinks.has_ended() {
+                return match stopped(sinks) {
+                    Some(error) => Err(error),
+                    None => Ok(Ended::Done),
+                };
+            }
+            if told() {
+                return Ok(Ended::Stopped);
+            }
+            machine.look(self.pace);
+            std::thread::sleep(TICK);
+        }
+    }
+}
+
+fn gone(slice: &super::Slice, earliest: Offset) -> String {
+    format!(
+        "partition {}: offsets {} to {earliest} are gone: retention has removed them; plan again from there",
+        slice.partition, slice.from
+    )
+}
+
+/// Why a sink ended that is not through.
+fn stopped(sinks: &Sinks) -> Option<String> {
+    let status = sinks.status();
+    let states = status.iter().flat_map(|sink| sink.partitions.iter().map(move |p| (sink, p)));
+    states.into_iter().find_map(|(sink, partition)| match &partition.state {
+        SinkState::Stopped { error } => Some(format!("{}: {error}", sink.name)),
+        _ => None,
+    })
+}
+
+/// What live leaves of the machine.
+struct Machine<'a> {
+    parts: &'a JobsParts,
+    at: Instant,
+    latest: u64,
+    processors: Option<Processors>,
+}
+
+/// How often it is looked at.
+const LOOK: Duration = Duration::from_millis(500);
+
+impl<'a> Machine<'a> {
+    fn new(parts: &'a JobsParts) -> Self {
+        let latest = latest(parts);
+        Self { parts, at: Instant::now(), latest, processors: Processors::now() }
+    }
+
+    fn look(&mut self, pace: &Pace) {
+        if self.at.elapsed() < LOOK {
+            return;
+        }
+        let (latest, processors) = (latest(self.parts), Processors::now());
+        // Where the system does not tell, live has its way by the threads' priority alone.
+        if let (Some(now), Some(before)) = (processors, self.processors) {
+            pace.look(self.latest < latest, now.idle_since(before));
+        }
+        (self.at, self.latest, self.processors) = (Instant::now(), latest, processors);
+    }
+}
+
+/// Grows with every live event.
+fn latest(parts: &JobsParts) -> u64 {
+    parts.logs.iter().map(|log| log.latest().0).sum()
+}
+
+/// The schemas of a job: a candidate's, and those that are kept anyway.
+struct JobSchemas {
+    own: HashMap<[u8; 16], Arc<Schema>>,
+    store: Arc<dyn Schemas>,
+}
+
+impl JobSchemas {
+    fn read(parts: &JobsParts, judging: &Judging) -> Result<Self, String> {
+        let store: Arc<dyn Schemas> = Arc::<crate::normalize::SchemaStore>::clone(&parts.schemas);
+        let mut own = HashMap::new();
+        if let Judging::Candidate { contents, .. } = judging {
+            for (hash, text) in contents {
+                let schema = Schema::parse(&format!("{hash}.json"), text.as_bytes());
+                let schema = schema.map_err(|faults| {
+                    let lines: Vec<_> = faults.iter().map(ToString::to_string).collect();
+                    lines.join("; ")
+                })?;
+                if hex::encode(schema.hash()) != *hash {
+                    return Err(format!("the candidate's schema {hash} has another hash"));
+                }
+                own.insert(schema.hash(), Arc::new(schema));
+            }
+        }
+        Ok(Self { own, store })
+    }
+
+    /// By which events are judged; `None`: they are not.
+    fn normalizer(
+        &self,
+        parts: &JobsParts,
+        judging: &Judging,
+    ) -> Result<Option<Arc<Normalizer>>, String> {
+        let refuse_unknown = match judging {
+            Judging::AsRecorded => return Ok(None),
+            Judging::Today { refuse_unknown, .. } | Judging::Candidate { refuse_unknown, .. } => {
+                *refuse_unknown
+            }
+        };
+        let entry = |pin: &SchemaPin| {
+            let missing =
+                || format!("the schema {} of {} is not kept here", pin.hash, pin.event_type);
+            let mut hash = [0; 16];
+            hex::decode_to_slice(&pin.hash, &mut hash).map_err(|_| missing())?;
+            let own = self.own.get(&hash).map(Arc::clone);
+            let schema = own.or_else(|| parts.schemas.get(hash)).ok_or_else(missing)?;
+            let (tenant, event_type) = (Some(pin.tenant.clone()), pin.event_type.clone());
+            Ok::<_, String>(SchemaEntry { tenant, event_type, schema })
+        };
+        let entries = judging.pins().iter().map(entry).collect::<Result<Vec<_>, _>>()?;
+        let store = Arc::clone(&parts.schemas);
+        Ok(Some(Arc::new(Normalizer::pinned(entries, refuse_unknown, store, parts.limits))))
+    }
+}
+
+impl Schemas for JobSchemas {
+    fn get(&self, schema: SchemaRef) -> Option<Arc<dyn Project>> {
+        match self.own.get(&schema.hash) {
+            Some(own) => Some(Arc::<Schema>::clone(own)),
+            None => self.store.get(schema),
+        }
+    }
+    fn none(&self) -> Arc<dyn Project> {
+        self.store.none()
+    }
+}
