@@ -17,7 +17,7 @@ use super::{
     Problem, Shared,
     records::{Located, Next, scan},
 };
-use crate::{pipeline::redrive, sink::source::LogSource};
+use crate::{control::Action, pipeline::redrive, replay::REDRIVE, sink::source::LogSource};
 
 /// Dead letters shown at once unless the caller says otherwise, and at most.
 const LIMIT: usize = 100;
@@ -45,6 +45,8 @@ pub(super) struct Redrive {
     offsets: Option<Vec<Place>>,
     #[serde(default)]
     dry_run: bool,
+    /// Who does it.
+    by: Option<String>,
 }
 
 #[derive(Clone, Copy, Deserialize, Serialize, PartialEq, Eq, PartialOrd, Ord)]
@@ -178,6 +180,10 @@ pub(super) async fn redrive(
     // One at a time: two could each find the same letter not re-driven yet.
     let _one = pipeline.redrives.lock().await;
     let wanted = Arc::new(wanted);
+    if !wanted.dry_run {
+        let (recording, asked) = (Arc::clone(&pipeline), Arc::clone(&wanted));
+        blocking(move || record(&recording, &asked)).await?;
+    }
     let mut counts = Redriven::default();
     let mut from = Some(Place { partition: 0, offset: 0 });
     while let Some(start) = from {
@@ -189,6 +195,28 @@ pub(super) async fn redrive(
         from = gathered.next;
     }
     Ok(Json(counts))
+}
+
+/// Writes down what is about to be done: a plan of a replay that was made before must not be run then.
+fn record(pipeline: &Shared, wanted: &Redrive) -> Result<(), Problem> {
+    let details = json!({
+        "tenant": wanted.tenant,
+        "event_type": wanted.event_type,
+        "code": wanted.code,
+        "offsets": wanted.offsets.as_ref().map(Vec::len),
+    });
+    let action = Action {
+        at: pipeline.clock.now(),
+        by: wanted.by.clone().unwrap_or_else(|| "unknown".to_owned()),
+        action: REDRIVE.to_owned(),
+        plan_id: None,
+        details,
+    };
+    let done = pipeline.control.record(&action);
+    done.map_err(|e| {
+        let detail = format!("nothing was re-driven: {e}");
+        Problem::new(http::StatusCode::SERVICE_UNAVAILABLE, "not_recorded", detail)
+    })
 }
 
 async fn append_all(

@@ -10,6 +10,7 @@ mod dead_letters;
 mod guard;
 mod lines;
 pub(crate) mod log;
+mod marks;
 mod problem;
 mod records;
 mod replay;
@@ -114,6 +115,7 @@ fn api_routes() -> Router<Shared> {
         .route("/schemas", routing::get(api::schemas))
         .route("/config", routing::get(api::config))
         .nest("/replay", replay::routes())
+        .route("/marks", routing::get(marks::list).post(marks::set))
         .route("/reload", routing::post(api::reload))
         .route("/drain", routing::post(api::drain))
 }

@@ -85,9 +85,22 @@ impl Admin {
     ///
     /// # Errors
     /// As [`Admin::get`].
-    pub async fn follow_post(&self, path: &str) -> Result<(Sender, Incoming), Fault> {
-        let nothing = Bytes::from_static(b"{}");
-        self.stream(Method::POST, path, Some(("application/json", nothing))).await
+    pub async fn follow_post(&self, path: &str, body: &Value) -> Result<(Sender, Incoming), Fault> {
+        let body = Bytes::from(body.to_string());
+        self.stream(Method::POST, path, Some(("application/json", body))).await
+    }
+
+    /// Posts JSON and opens the answer, or returns what it was refused with. See [`Admin::follow`].
+    ///
+    /// # Errors
+    /// [`Fault::Failed`] where it cannot be reached.
+    pub async fn try_follow_post(
+        &self,
+        path: &str,
+        body: &Value,
+    ) -> Result<Result<(Sender, Incoming), Reply>, Fault> {
+        let body = Bytes::from(body.to_string());
+        self.try_stream(Method::POST, path, Some(("application/json", body))).await
     }
 
     async fn stream(
@@ -96,18 +109,28 @@ impl Admin {
         path: &str,
         body: Option<(&str, Bytes)>,
     ) -> Result<(Sender, Incoming), Fault> {
+        let opened = self.try_stream(method, path, body).await?;
+        opened.map_err(|reply| self.refused(path, &reply))
+    }
+
+    async fn try_stream(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<(&str, Bytes)>,
+    ) -> Result<Result<(Sender, Incoming), Reply>, Fault> {
         let mut sender = self.open().await?;
         let request = self.request(method, path, body)?;
         let (head, body) =
             sender.send(request).await.map_err(|e| self.unreachable(&e))?.into_parts();
         if head.status.is_success() {
-            return Ok((sender, body));
+            return Ok(Ok((sender, body)));
         }
         let body = http_body_util::BodyExt::collect(http_body_util::Limited::new(body, 1 << 20))
             .await
             .map(http_body_util::Collected::to_bytes)
             .unwrap_or_default();
-        Err(self.refused(path, &Reply { status: head.status, headers: head.headers, body }))
+        Ok(Err(Reply { status: head.status, headers: head.headers, body }))
     }
 
     /// The document of a 2xx answer.
@@ -172,7 +195,9 @@ impl Admin {
         )
     }
 
-    fn refused(&self, path: &str, reply: &Reply) -> Fault {
+    /// What a refusal comes to.
+    #[must_use]
+    pub fn refused(&self, path: &str, reply: &Reply) -> Fault {
         let mend = match reply.status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
                 "give the token of [admin] with --token or TIDEGATE_ADMIN_TOKEN"

@@ -15,6 +15,7 @@ use super::{
     fault::{Fault, Verdict},
     human,
     out::{Tone, remark},
+    replay,
     table::Table,
     tail::{event_type_name, tenant_name},
 };
@@ -100,6 +101,9 @@ struct RedriveArgs {
     /// Do not ask
     #[arg(long, short)]
     yes: bool,
+    /// Who does it, for the control log; without it: user and machine
+    #[arg(long, value_name = "NAME")]
+    by: Option<String>,
 }
 
 /// An offset of a partition: `PARTITION/OFFSET`, or `OFFSET` alone for partition 0.
@@ -285,6 +289,9 @@ async fn redrive(admin: &Admin, context: &Context, args: &RedriveArgs) -> Result
     }
     if !args.positions.is_empty() {
         body.insert("offsets".to_owned(), json!(args.positions));
+    }
+    if !args.dry_run {
+        body.insert("by".to_owned(), replay::who(args.by.as_deref()).into());
     }
     let path = format!("{PATH}/redrive");
     let mut ask = async |dry_run: bool| {

@@ -1,10 +1,11 @@
 //! Long work of a server's, followed on a terminal: lines of progress, then the report.
 
 use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
 use indicatif::{ProgressBar, ProgressStyle};
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::{admin::Admin, fault::Fault, human, out};
+use super::{admin::Admin, client::Sender, fault::Fault, human, out};
 
 /// A line longer than this is no report.
 const LINE_BYTES_MAX: usize = 256 << 20;
@@ -29,10 +30,36 @@ pub fn bar(template: &str) -> ProgressBar {
 pub async fn follow(
     admin: &Admin,
     path: &str,
+    words: (&str, &str),
+    show: impl FnMut(&Value),
+) -> Result<Value, Fault> {
+    follow_with(admin, (path, &json!({})), words, show).await
+}
+
+/// The same with `body` in the request.
+///
+/// # Errors
+/// As [`follow`].
+pub async fn follow_with(
+    admin: &Admin,
+    (path, body): (&str, &Value),
     (what, mend): (&str, &str),
     mut show: impl FnMut(&Value),
 ) -> Result<Value, Fault> {
-    let (sender, mut body) = admin.follow_post(path).await?;
+    let opened = admin.follow_post(path, body).await?;
+    read(admin, opened, (what, mend), &mut show).await
+}
+
+/// The same, of an answer that was opened already.
+///
+/// # Errors
+/// As [`follow`].
+pub async fn read(
+    admin: &Admin,
+    (sender, mut body): (Sender, Incoming),
+    (what, mend): (&str, &str),
+    show: &mut dyn FnMut(&Value),
+) -> Result<Value, Fault> {
     let gone = |why: &str| {
         Fault::failed(format!("{} ended the report: {why}", admin.shown()), "do it again")
     };

@@ -21,6 +21,7 @@ pub mod human;
 pub mod journal;
 pub mod load;
 pub mod log;
+pub mod mark;
 mod minutes;
 pub mod offsets;
 pub mod out;
@@ -130,6 +131,8 @@ pub enum Command {
     Audit(audit::AuditArgs),
     /// Read a window of the log again, into a shadow; look; promote
     Replay(replay::ReplayArgs),
+    /// Give where the log ends now a name, for replays
+    Mark(mark::MarkArgs),
     /// Check a configuration file
     Config(config::ConfigArgs),
     /// Have the server read its configuration again: whole or not at all
@@ -220,6 +223,7 @@ async fn run(command: Command, context: &Context) -> Result<Verdict, Fault> {
         Command::Sink(args) => sink::run(args, context).await,
         Command::Capacity(args) => capacity::run(&args, context),
         Command::Audit(args) => audit::run(&args, context).await,
+        Command::Mark(args) => mark::run(&args, context).await,
         Command::Replay(args) => replay::run(args, context).await,
         Command::Config(args) => config::run(&args, context),
         Command::Reload(args) => reload::run(&args, context).await,

@@ -346,7 +346,7 @@ pub fn parse_time(side: Side, text: &str) -> Result<Address, AddressError> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use proptest::prelude::*;
 

@@ -86,6 +86,14 @@ pub enum JobError {
     Io(String),
 }
 
+impl JobError {
+    /// That there is this job already.
+    #[must_use]
+    pub fn exists(view: &JobView) -> Self {
+        Self::Exists { id: view.plan_id.clone(), state: word(view.state) }
+    }
+}
+
 /// A job as it is shown.
 #[derive(Clone, Debug, Serialize)]
 pub struct JobView {

@@ -248,3 +248,161 @@ impl Out<'_> {
         self.made.push(SourceFrame { base, count, received_at: self.frame.received_at, body });
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic)]
+pub(super) mod tests {
+    use proptest::prelude::*;
+    use tidegate_event::{EventTime, OffsetRange, ReceivedAt, SchemaRef};
+
+    use super::*;
+    use crate::{
+        json::ScanLimits,
+        normalize::{Schema, SchemaEntry, SchemaStore},
+        storage::Disk,
+    };
+
+    fn name(text: &str) -> EventType {
+        EventType::new(text).unwrap()
+    }
+
+    /// One event: its type, whether it was a dead letter, the text of its one field.
+    type Event = (&'static str, bool, &'static str);
+
+    pub(in crate::replay) fn frame(base: u64, tenant: &str, events: &[Event]) -> SourceFrame {
+        let tenant = TenantId::new(tenant).unwrap();
+        let mut encoder = BatchEncoder::new(tenant, "events", ReceivedAt(5), [1; 16], 100);
+        for (index, (event_type, dead, value)) in events.iter().enumerate() {
+            let index = u32::try_from(index).unwrap();
+            let raw = format!("{{\"event_type\":\"{event_type}\",\"n\":{value}}}");
+            let note = r#"{"field":"/n","message":"m","source_name":"N","redrive_of":{"a":1}}"#;
+            encoder.push(&Record {
+                index,
+                event_type: &name(event_type),
+                schema: SchemaRef::default(),
+                client_id: index.is_multiple_of(2).then_some("c"),
+                event_time: EventTime(7),
+                dead: dead.then_some(Code::TypeMismatch),
+                pii_changed: false,
+                note: if *dead { note } else { "" },
+                raw: raw.as_bytes(),
+            });
+        }
+        let batch = encoder.finish();
+        let (base, received_at) = (Offset(base), batch.received_at);
+        SourceFrame { base, count: batch.count, received_at, body: batch.body }
+    }
+
+    /// Judges as a plan would whose tenant is configured and whose type `a` wants an integer.
+    pub(in crate::replay) fn again(
+        dir: &std::path::Path,
+        selection: Selection,
+        judges: bool,
+    ) -> Again {
+        let store = SchemaStore::open(Arc::new(Disk), dir.join("schemas")).unwrap();
+        let schema = br#"{"type":"object","x-version":3,"properties":{"n":{"type":"integer"}}}"#;
+        let schema = Arc::new(Schema::parse("a.json", schema).unwrap());
+        let entry = SchemaEntry { tenant: None, event_type: name("a"), schema };
+        let limits = ScanLimits { depth: 10, fields: 100 };
+        let normalizer = Normalizer::pinned(vec![entry], false, Arc::new(store), limits);
+        let clock = Arc::new(crate::clock::SystemClock);
+        let tenants = Tenants::load(&dir.join("tenants"), crate::tenants::Quota::default(), clock);
+        let tenants = Arc::new(tenants.unwrap().with_dev("tgk_dev"));
+        let normalizer = judges.then(|| Arc::new(normalizer));
+        Again { normalizer, tenants, selection, kept_dead: Vec::new() }
+    }
+
+    /// Each event of the frames: offset, type, dead or not, schema version, client's id, note, bytes.
+    type Seen = (u64, String, bool, i32, Option<String>, String, Vec<u8>);
+
+    fn seen(frames: &[SourceFrame]) -> Vec<Seen> {
+        let mut all = Vec::new();
+        for frame in frames {
+            let view = BatchView::parse(&frame.body).unwrap();
+            assert_eq!((view.count, view.base_id, view.received_at.0), (frame.count, [1; 16], 5));
+            for record in view.records() {
+                let r = record.unwrap();
+                let offset = r.offset(frame.base).0;
+                let id = r.client_id.map(str::to_owned);
+                let version = r.kind.schema.version;
+                let (name, note) = (r.kind.name.to_owned(), r.note.to_owned());
+                all.push((offset, name, r.dead.is_some(), version, id, note, r.raw.to_vec()));
+            }
+        }
+        all
+    }
+
+    fn all(again: &Again, frame: &SourceFrame, window: (u64, u64)) -> Vec<Seen> {
+        let window = (Offset(window.0), Offset(window.1));
+        let frames = again.frames(&mut Session::default(), Partition(0), frame, window);
+        seen(&frames.unwrap())
+    }
+
+    #[test]
+    fn verdicts_are_made_anew_and_who_an_event_is_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let events = [("a", true, "1"), ("a", false, "\"x\""), ("b", false, "2"), ("b", true, "3")];
+        let frame = frame(10, "dev", &events);
+        let judged = all(&again(dir.path(), Selection::default(), true), &frame, (0, 100));
+        let brief: Vec<_> = judged.iter().map(|e| (e.0, e.1.as_str(), e.2, e.3)).collect();
+        // `a` by its schema, `b` has none: what was dead for another reason is accepted now.
+        let wanted =
+            [(10, "a", false, 3), (11, "a", true, 3), (12, "b", false, 0), (13, "b", false, 0)];
+        assert_eq!(brief, wanted);
+        let ids: Vec<_> = judged.iter().map(|e| e.4.as_deref()).collect();
+        assert_eq!(ids, [Some("c"), None, Some("c"), None]);
+        let [first, second, ..] = judged.as_slice() else { panic!("{judged:?}") };
+        // What a verdict has no say in stays noted, what it said before does not.
+        let note: Map<String, Value> = serde_json::from_str(&first.5).unwrap();
+        let names: Vec<_> = note.keys().map(String::as_str).collect();
+        assert_eq!(names, ["source_name", "redrive_of"]);
+        let note: Map<String, Value> = serde_json::from_str(&second.5).unwrap();
+        assert_eq!(note.get("field").and_then(Value::as_str), Some("/n"));
+    }
+
+    #[test]
+    fn what_is_kept_dead_and_whose_tenant_is_gone_stay_as_recorded() {
+        let dir = tempfile::tempdir().unwrap();
+        let events = [("a", true, "1"), ("a", true, "2")];
+        let mut again = again(dir.path(), Selection::default(), true);
+        let range = OffsetRange::new(Offset(11), Offset(12)).unwrap();
+        again.kept_dead = vec![KeptDead { partition: Partition(0), offsets: vec![range] }];
+        let judged = all(&again, &frame(10, "dev", &events), (0, 100));
+        assert_eq!(judged.iter().map(|e| e.2).collect::<Vec<_>>(), [false, true]);
+        let gone = frame(10, "gone", &events);
+        let judged = all(&again, &gone, (0, 100));
+        again.normalizer = None;
+        assert_eq!(judged, all(&again, &gone, (0, 100)));
+    }
+
+    proptest! {
+        #[test]
+        fn exactly_the_selected_offsets_of_the_window_come_and_from_any_cut_the_same(
+            events in prop::collection::vec((prop::sample::select(vec!["a", "b", "c"]), any::<bool>(),
+                prop::sample::select(vec!["1", "\"x\""])), 1..30),
+            from in 0u64..40, length in 0u64..40, cut in 0u64..80, dead in any::<bool>(),
+            types in prop::sample::subsequence(vec!["a", "b", "c"], 0..3), judges in any::<bool>(),
+        ) {
+            let dir = tempfile::tempdir().unwrap();
+            let selection = Selection {
+                event_types: types.iter().map(|t| name(t)).collect(),
+                dead_letters_only: dead,
+                ..Selection::default()
+            };
+            let again = again(dir.path(), selection, judges);
+            let frame = frame(10, "dev", &events);
+            let (to, cut) = (from + length, from + cut.min(length));
+            let whole = all(&again, &frame, (from, to));
+            let wanted = events.iter().zip(10u64..).filter(|((kind, was_dead, _), offset)| {
+                (from..to).contains(offset) && (types.is_empty() || types.contains(kind))
+                    && (*was_dead || !dead)
+            });
+            let wanted: Vec<_> = wanted.map(|(_, offset)| offset).collect();
+            let offsets: Vec<_> = whole.iter().map(|event| event.0).collect();
+            prop_assert_eq!(offsets, wanted);
+            let mut parts = all(&again, &frame, (from, cut));
+            parts.extend(all(&again, &frame, (cut, to)));
+            prop_assert_eq!(parts, whole);
+        }
+    }
+}

@@ -10,7 +10,7 @@
 //! | --- | --- |
 //! | `plan` | what is replayed, by what it is judged, where it goes: the plan and its id |
 //! | `address`, `marks`, `resolve` | where a window begins and ends: as it is written, named, found |
-//! | `request`, `planner`, `judging`, `scan` | what is asked for, what the window holds: a plan is made |
+//! | `request`, `planner`, `pins`, `scan` | what is asked for, what the window holds: a plan is made |
 //! | `check` | whether the world is still as the plan has it |
 //! | `judge` | what the log holds, judged again |
 //! | `source` | a window as a log of its own; `pace`: how fast it is read |
@@ -27,9 +27,9 @@ pub mod compare;
 pub mod job;
 pub mod jobs;
 mod judge;
-mod judging;
 pub mod marks;
 mod pace;
+mod pins;
 mod plan;
 pub mod planner;
 pub mod promote;

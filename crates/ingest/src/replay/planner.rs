@@ -11,8 +11,8 @@ use tidegate_event::{EventType, Offset, OffsetRange, Partition, ReceivedAt, Tena
 
 use super::{
     address::{Address, Side},
-    judging,
     marks::{self, MarkName},
+    pins,
     plan::{Content, FORMAT, Judging, KeptDead, LaneCount, Plan, Selection, Slice, Target},
     request::PlanRequest,
     resolve::{Bounds, Extent, Places, Window, WindowError},
@@ -102,7 +102,7 @@ pub struct Prepared {
     ends: BTreeMap<Partition, Offset>,
     selection: Selection,
     sinks: Vec<SinkConfig>,
-    judges: judging::Judges,
+    judges: pins::Judges,
     max_rate: Option<u64>,
     /// Retention waits for them.
     _holds: Vec<Box<dyn SourceHold>>,
@@ -209,7 +209,7 @@ pub fn prepare(pipeline: &Arc<Pipeline>, request: &PlanRequest) -> Result<Prepar
     if request.max_rate == Some(0) {
         return Err(refused("--max-rate 0 would never end: write --max-rate 1 or more"));
     }
-    let judges = judging::Judges::of(pipeline, request).map_err(PlanError::Refused)?;
+    let judges = pins::Judges::of(pipeline, request).map_err(PlanError::Refused)?;
     known_names(pipeline, &selection, None)?;
     let made_at = {
         // A re-drive under way is in the log whole before this goes on; a later one is recorded later.
@@ -537,5 +537,5 @@ fn estimate(events: u64, max_rate: Option<u64>, busy: Duration) -> Estimate {
 
 /// What a plan of these sinks and schemas would pin now, for whoever looks whether the world changed.
 pub(crate) fn pinned_now(pipeline: &Pipeline, counts: &[LaneCount]) -> Judging {
-    judging::Judges::Today.pin(pipeline, counts)
+    pins::Judges::Today.pin(pipeline, counts)
 }

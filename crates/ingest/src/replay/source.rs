@@ -135,3 +135,101 @@ impl WindowReader {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use tidegate_event::EventType;
+
+    use super::*;
+    use crate::replay::{
+        Selection,
+        judge::tests::{again, frame},
+    };
+
+    /// A log of these entries.
+    struct Fixed(Vec<SourceEntry>);
+
+    struct Hold;
+    impl SourceHold for Hold {
+        fn advance(&mut self, _: Offset) {}
+    }
+
+    struct FixedReader(VecDeque<SourceEntry>);
+    impl SourceReader for FixedReader {
+        fn next(&mut self) -> Result<Option<SourceEntry>, SourceError> {
+            Ok(self.0.pop_front())
+        }
+    }
+
+    fn ends(entry: &SourceEntry) -> (Offset, Offset) {
+        match entry {
+            SourceEntry::Frame(frame) => (frame.base, frame.end()),
+            SourceEntry::Empty(range) | SourceEntry::Quarantined(range) => {
+                (range.from(), range.to())
+            }
+        }
+    }
+
+    impl LogSource for Fixed {
+        fn log_id(&self) -> &str {
+            "abcd1234"
+        }
+        fn partition(&self) -> Partition {
+            Partition(0)
+        }
+        fn earliest(&self) -> Offset {
+            Offset(0)
+        }
+        fn latest(&self) -> Offset {
+            self.0.last().map_or(Offset(0), |entry| ends(entry).1)
+        }
+        fn read_from(&self, from: Offset) -> Result<Box<dyn SourceReader>, SourceError> {
+            let rest = self.0.iter().filter(|entry| from < ends(entry).1).cloned();
+            Ok(Box::new(FixedReader(rest.collect())))
+        }
+        fn wait_past(&self, _: Offset, _: Duration) -> bool {
+            false
+        }
+        fn bytes_since(&self, offset: Offset) -> u64 {
+            self.latest().since(offset)
+        }
+        fn hold(&self, _: &str) -> Box<dyn SourceHold> {
+            Box::new(Hold)
+        }
+    }
+
+    #[test]
+    fn a_window_reads_as_a_log_of_its_own_from_each_of_its_offsets() {
+        let dir = tempfile::tempdir().unwrap();
+        let only = vec![EventType::new("a").unwrap()];
+        let selection = Selection { event_types: only, ..Selection::default() };
+        let again = Arc::new(again(dir.path(), selection, true));
+        let events = [("a", false, "1"), ("b", false, "1"), ("a", false, "1")];
+        let log = Arc::new(Fixed(vec![
+            SourceEntry::Frame(frame(0, "dev", &events)),
+            SourceEntry::Empty(OffsetRange::new(Offset(3), Offset(5)).unwrap()),
+            SourceEntry::Frame(frame(5, "dev", &events)),
+        ]));
+        let pace = Arc::new(Pace::new(None));
+        let window = WindowSource::new(log, (Offset(1), Offset(7)), again, Arc::clone(&pace));
+        assert_eq!((window.earliest(), window.latest()), (Offset(1), Offset(7)));
+        assert_eq!(window.bytes_since(Offset(2)), 5);
+        for start in 1..7 {
+            let mut reader = window.read_from(Offset(start)).unwrap();
+            let (mut at, mut found) = (Offset(start), Vec::new());
+            while let Some(entry) = reader.next().unwrap() {
+                let (from, to) = ends(&entry);
+                assert_eq!(from, at, "no gap, and nothing twice");
+                at = to;
+                if let SourceEntry::Frame(frame) = entry {
+                    found.extend(frame.base.0..frame.end().0);
+                }
+            }
+            let wanted: Vec<u64> = [2, 5].into_iter().filter(|offset| start <= *offset).collect();
+            assert_eq!((at, found), (Offset(7), wanted));
+        }
+        pace.stop();
+        assert!(window.read_from(Offset(1)).unwrap().next().is_err());
+    }
+}

@@ -43,7 +43,8 @@ impl ShadowPlace {
         config.suffix = format!("{MARK}{id}");
         config.start = super::Start::First;
         config.objective = None;
-        config.flush = super::Flush::default();
+        // Files as large as live ones; there is no hurry.
+        config.flush.age = None;
         let shown = (kind.shadow)(&mut config, data_dir)?;
         (kind.check)(&config)
             .map_err(|error| SinkConfigError(format!("as a shadow ([sink.shadow]): {error}")))?;

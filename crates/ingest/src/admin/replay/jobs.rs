@@ -74,12 +74,14 @@ pub(super) async fn apply(
         let plan = Plan::read(asked.plan.to_string().as_bytes());
         let plan = plan.map_err(|e| Problem::bad_request(e.to_string()))?;
         check(&plan, pipeline).map_err(|changed| {
-            Problem::conflict(format!(
-                "the world has changed since the plan was made: {}",
-                changed.join("; ")
-            ))
-            .with("changed", json!(changed))
+            let status = StatusCode::CONFLICT;
+            let problem = Problem::new(status, "world_changed", changed.join("\n"));
+            problem.with("errors", json!(changed))
         })?;
+        // What is refused for being there already is no action.
+        if let Ok(view) = pipeline.jobs.get(&plan.plan_id) {
+            return Err(problem(JobError::exists(&view)));
+        }
         let details = json!({ "window": plan.content.window, "max_rate": asked.max_rate });
         record(pipeline, "replay.apply", &asked.by, &plan.plan_id, details)?;
         shown(pipeline.jobs.apply(plan, &asked.by, asked.max_rate))

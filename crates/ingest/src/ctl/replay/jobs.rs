@@ -120,7 +120,7 @@ pub async fn status(args: &JobArgs, context: &Context) -> Result<Verdict, Fault>
 /// [`Fault::Failed`] where the server cannot be reached or refuses.
 pub async fn change(what: &str, args: &ChangeArgs, context: &Context) -> Result<Verdict, Fault> {
     let path = format!("{}/{what}", job_path(&args.job.id));
-    let body = json!({ "by": who(args.by.as_deref())? });
+    let body = json!({ "by": who(args.by.as_deref()) });
     let document = context.admin()?.post(&path, &body).await?;
     if what == "remove" && !context.out.json {
         context

@@ -1,8 +1,11 @@
 //! `ingestctl replay`: a window of the log again, into a shadow; look; promote. One file per part.
 
 mod apply;
+mod compare;
 mod jobs;
+mod plan;
 mod promote;
+mod show;
 
 use clap::{Args, Subcommand};
 
@@ -16,15 +19,38 @@ const PATH: &str = "/api/v1/replay";
 
 /// Read a window of the log again, into a shadow; look; promote
 #[derive(Debug, Args)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "\
+A window is half-open: [from, to). Its ends are partition:offset (several: 0:1234,1:987), a bare
+offset where there is one partition or --partition, earliest, latest, deploy:TAG (see `ingestctl help
+mark`), or times with their zone. Nothing is guessed: what is ambiguous is refused with what would be
+right (docs/replay.md).
+
+Without --yes it shows the plan and asks. The job runs in the server, also once you have gone.
+
+Exit status 1 if you said no, or (with --wait) if the job failed or was cancelled.
+
+Examples:
+  ingestctl replay --from deploy:v4 --to latest --shadow
+  ingestctl replay --from-time 2026-11-21T10:00Z --to-time 2026-11-21T12:00Z --tenant acme --shadow
+  ingestctl replay --from 0:1234,1:987 --to 0:5000,1:4100 --schemas fixed/ --shadow --plan plan.json
+  ingestctl replay apply plan.json --yes --wait
+  ingestctl replay --from earliest --to latest --dead-letters-only --shadow --yes --wait"
+)]
 pub struct ReplayArgs {
+    #[command(flatten)]
+    plan: plan::PlanArgs,
     #[command(subcommand)]
-    command: ReplayCommand,
+    command: Option<ReplayCommand>,
 }
 
 #[derive(Debug, Subcommand)]
 enum ReplayCommand {
     /// Run precisely the plan in a file
     Apply(apply::ApplyArgs),
+    /// Hold a replay's shadow against live: what would change?
+    Compare(compare::CompareArgs),
     /// List the server's replays, the newest first
     List,
     /// Show one replay: how far it is, and what its shadows hold
@@ -49,30 +75,32 @@ enum ReplayCommand {
 /// [`Fault`]: as the commands below.
 pub async fn run(args: ReplayArgs, context: &Context) -> Result<Verdict, Fault> {
     match args.command {
-        ReplayCommand::Apply(args) => apply::run(&args, context).await,
-        ReplayCommand::Promote(args) => promote::promote(&args, context).await,
-        ReplayCommand::Revert(args) => promote::revert(&args, context).await,
-        ReplayCommand::List => jobs::list(context).await,
-        ReplayCommand::Status(args) => jobs::status(&args, context).await,
-        ReplayCommand::Pause(args) => jobs::change("pause", &args, context).await,
-        ReplayCommand::Resume(args) => jobs::change("resume", &args, context).await,
-        ReplayCommand::Cancel(args) => jobs::change("cancel", &args, context).await,
-        ReplayCommand::Rm(args) => jobs::change("remove", &args, context).await,
+        None => plan::run(&args.plan, context).await,
+        Some(ReplayCommand::Apply(args)) => apply::run(&args, context).await,
+        Some(ReplayCommand::Compare(args)) => compare::run(&args, context).await,
+        Some(ReplayCommand::List) => jobs::list(context).await,
+        Some(ReplayCommand::Status(args)) => jobs::status(&args, context).await,
+        Some(ReplayCommand::Pause(args)) => jobs::change("pause", &args, context).await,
+        Some(ReplayCommand::Resume(args)) => jobs::change("resume", &args, context).await,
+        Some(ReplayCommand::Cancel(args)) => jobs::change("cancel", &args, context).await,
+        Some(ReplayCommand::Rm(args)) => jobs::change("remove", &args, context).await,
+        Some(ReplayCommand::Promote(args)) => promote::promote(&args, context).await,
+        Some(ReplayCommand::Revert(args)) => promote::revert(&args, context).await,
     }
 }
 
 /// Who does it, for the control log: `--by`, or user and machine.
-fn who(by: Option<&str>) -> Result<String, Fault> {
+pub(super) fn who(by: Option<&str>) -> String {
     if let Some(by) = by {
-        return Ok(by.to_owned());
+        return by.to_owned();
     }
     let variable = |name: &str| std::env::var(name).ok().filter(|text| !text.is_empty());
     let host = || std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
     let user = variable("USER").or_else(|| variable("LOGNAME"));
-    let user = user.ok_or_else(|| Fault::Usage("say who does it: --by NAME".to_owned()))?;
+    let user = user.unwrap_or_else(|| format!("uid-{}", rustix::process::getuid().as_raw()));
     let host = variable("HOSTNAME").or_else(host).unwrap_or_default();
-    Ok(match host.trim() {
+    match host.trim() {
         "" => user,
         host => format!("{user}@{host}"),
-    })
+    }
 }

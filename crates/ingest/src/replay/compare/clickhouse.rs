@@ -228,6 +228,6 @@ impl Source for Both {
             (event, _) => event.is_none(),
         };
         let rows = if dead_next { &mut self.1 } else { &mut self.0 };
-        rows.next().map_err(CompareError::Server)
+        rows.take().map_err(CompareError::Server)
     }
 }

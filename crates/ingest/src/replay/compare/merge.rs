@@ -98,7 +98,8 @@ impl Head<'_> {
 /// Which column of one side is which of the other's.
 #[derive(Default)]
 struct Pairs {
-    names: Option<(Arc<[String]>, Arc<[String]>)>,
+    /// Live's columns and the shadow's.
+    names: Option<[Arc<[String]>; 2]>,
     /// The places of each column.
     places: Vec<(Option<usize>, Option<usize>)>,
     /// Both sides have the same columns in the same order.
@@ -109,7 +110,7 @@ impl Pairs {
     fn of(&mut self, live: &BackRow, shadow: &BackRow) -> &Self {
         let (a, b) = (live.names(), shadow.names());
         let known = self.names.as_ref();
-        if known.is_some_and(|(x, y)| Arc::ptr_eq(a, x) && Arc::ptr_eq(b, y)) {
+        if known.is_some_and(|[x, y]| Arc::ptr_eq(a, x) && Arc::ptr_eq(b, y)) {
             return self;
         }
         let own = |names: &[String], name: &String| names.iter().position(|n| n == name);
@@ -118,7 +119,7 @@ impl Pairs {
         let alone = b.iter().enumerate().filter(|(_, name)| !a.contains(name));
         self.places.extend(alone.map(|(place, _)| (None, Some(place))));
         self.alike = a == b;
-        self.names = Some((Arc::clone(a), Arc::clone(b)));
+        self.names = Some([Arc::clone(a), Arc::clone(b)]);
         self
     }
 

@@ -160,6 +160,9 @@ pub struct SinkCompared {
     pub live_fingerprint: String,
     /// The same of the shadow.
     pub shadow_fingerprint: String,
+    /// Offsets of the window that the live sink has not passed: their events are only in the shadow.
+    #[serde(default)]
+    pub live_behind: u64,
     /// Rows of each side.
     pub rows: Rows,
     /// How often each field differs in changed events, the most frequent first.

@@ -291,7 +291,7 @@ impl BackRows {
     ///
     /// # Errors
     /// One line for people, where an answer is none.
-    pub fn next(&mut self) -> Result<Option<BackRow>, String> {
+    pub fn take(&mut self) -> Result<Option<BackRow>, String> {
         let heads = self.heads.iter().enumerate();
         let next = heads.filter_map(|(at, head)| Some((head.as_ref()?.offset, at))).min();
         let Some((_, at)) = next else { return Ok(None) };

@@ -79,7 +79,8 @@ impl LakeReader {
                     bytes: whole.as_ref().map_or(file.bytes, |whole| whole.len() as u64),
                     whole,
                 };
-                let groups = Groups::open(stored, range).map_err(|e| broken(&file.path, e))?;
+                let groups = read::guarded(|| Groups::open(stored, range));
+                let groups = groups.map_err(|e| broken(&file.path, e))?;
                 Rows::Parquet(Box::new(groups))
             }
             format => {
@@ -195,7 +196,7 @@ impl Groups {
     }
 
     fn next(&mut self, row: &mut BackRow) -> Result<Option<u64>, ParquetError> {
-        if self.batch.rows <= self.row && !self.fill()? {
+        if self.batch.rows <= self.row && !read::guarded(|| self.fill())? {
             return Ok(None);
         }
         row.clear(&self.names);

@@ -23,6 +23,7 @@ use super::{
     super::{SinkConfig, SinkConfigError, rows::Lane},
     Options, jsonl,
     layout::{FileName, Format},
+    merge::read::guarded,
     store::{LakeStore, StoreError},
     url,
 };
@@ -323,7 +324,7 @@ impl LakeReader {
     ) -> Result<SerializedFileReader<StoredFile>, InventoryError> {
         let store = Arc::clone(&self.store);
         let file = StoredFile { store, path: path.clone(), bytes, whole: None };
-        SerializedFileReader::new(file).map_err(|e| fault(path, e))
+        guarded(|| SerializedFileReader::new(file)).map_err(|e| fault(path, e))
     }
 
     fn lines(&self, path: &Path, format: Format) -> Result<Vec<u8>, InventoryError> {
@@ -413,10 +414,10 @@ fn each_group(
         .iter()
         .position(|c| c.name() == column)
         .ok_or_else(|| ParquetError::General(format!("there is no column {column}")))?;
-    for group in 0..file.num_row_groups() {
-        read(file.get_row_group(group)?.get_column_reader(index)?)?;
-    }
-    Ok(())
+    guarded(|| {
+        (0..file.num_row_groups())
+            .try_for_each(|group| read(file.get_row_group(group)?.get_column_reader(index)?))
+    })
 }
 
 /// The value of `key` in a Parquet file's key-value metadata; `None` for what is no Parquet file.

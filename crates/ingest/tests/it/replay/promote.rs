@@ -3,10 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
-use tidegate_ingest::replay::{
-    Plan, Selection, ShadowPlace,
-    compare::{Compared, Reach, Scope, fingerprint},
-};
+use tidegate_ingest::replay::{Plan, Selection};
 
 use super::{
     Place,
@@ -30,29 +27,11 @@ fn last_line(server: &Server, path: &str) -> Value {
     serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {answer:?}"))
 }
 
-/// What a comparison leaves, without one.
-fn compared(place: &Place, plan: &Plan) {
-    let data_dir = place.dir.path().join("data");
-    let live = place.sink();
-    let shadow = ShadowPlace::of(&live, plan.plan_id.as_str(), &data_dir).unwrap();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
-    let reach = Reach { data_dir: data_dir.clone(), runtime: runtime.handle().clone() };
-    let print = |config| fingerprint(config, &Scope::of(&plan.content), &reach).unwrap();
-    let sink = json!({
-        "sink": "lake", "kind": "lake", "identical": false,
-        "live_fingerprint": print(&live), "shadow_fingerprint": print(shadow.config()),
-        "rows": {"live_events": 0, "live_dead_letters": 0, "shadow_events": 0, "shadow_dead_letters": 0},
-        "fields": [], "fields_left_out": 0, "lanes": [], "lanes_left_out": 0, "hours": [],
-        "hours_left_out": 0, "by_hour": [], "samples": [], "unreadable": [], "unreadable_left_out": 0,
-        "live_behind": 0,
-    });
-    let text = json!({
-        "format": 1, "plan_id": plan.plan_id, "at": 1, "by": "ana", "identical": false,
-        "not_compared": [], "sinks": [sink],
-    });
-    let text: Compared = serde_json::from_value(text).unwrap();
-    let folder = data_dir.join("replay").join(plan.plan_id.as_str());
-    text.save(&tidegate_ingest::storage::Disk, &folder).unwrap();
+fn compare(server: &Server, plan: &Plan) -> Value {
+    let path = format!("/api/v1/replay/jobs/{}/compare", plan.plan_id);
+    let answer = server.admin_post(&path, &json!({"by": "ana"}));
+    let line = answer.body.lines().last().unwrap_or_default();
+    serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {answer:?}"))
 }
 
 fn audit(server: &Server) -> Value {
@@ -102,7 +81,8 @@ fn a_promoted_window_has_the_shadows_rows_the_books_say_so_and_a_revert_takes_al
     // Nothing of it was compared: nothing is promoted.
     let refused = promotion(&server, &plan, "");
     assert!(refused["failed"].as_str().unwrap().contains("replay compare"), "{refused}");
-    compared(&place, &plan);
+    let compared = compare(&server, &plan);
+    assert_eq!(compared["healed"], 10, "{compared:#}");
     let outline = promotion(&server, &plan, "&dry_run=true");
     assert_eq!(
         (&outline["state"], &outline["sinks"][0]["rows_go"]),
@@ -169,7 +149,7 @@ fn a_cursor_that_was_set_back_leaves_a_promoted_window_as_it_is() {
     let place = Place::new();
     let server = with_dead_letters(&place);
     let plan = healed(&place, &server, (10, 40), (20, 10));
-    compared(&place, &plan);
+    compare(&server, &plan);
     assert_eq!(promotion(&server, &plan, "")["state"], "promoted");
     let rows = |place: &Place| -> BTreeMap<u64, Value> {
         let mut rows = place.live("events");
@@ -198,13 +178,13 @@ fn a_promotion_is_refused_where_live_has_moved_and_reverts_go_backwards() {
     let server = with_dead_letters(&place);
     let first = healed(&place, &server, (10, 40), (20, 10));
     let second = healed(&place, &server, (30, 60), (20, 10));
-    compared(&place, &first);
-    compared(&place, &second);
+    compare(&server, &first);
+    compare(&server, &second);
     assert_eq!(promotion(&server, &first, "")["state"], "promoted");
     // Live is not what the second was compared with any more.
     let refused = promotion(&server, &second, "");
     assert!(refused["failed"].as_str().unwrap().contains("not what was compared"), "{refused}");
-    compared(&place, &second);
+    compare(&server, &second);
     assert_eq!(promotion(&server, &second, "")["state"], "promoted");
     assert_eq!(place.live("dead_letters").len(), 14);
     audit(&server);

@@ -1,6 +1,7 @@
 //! Sinks over a real log: exactly once, lanes, the lake's files. Not proved here: durability on a
 //! disk that loses power.
 
+mod compare;
 mod exactly_once;
 mod fan_out;
 mod faults;

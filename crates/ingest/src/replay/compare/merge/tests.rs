@@ -51,9 +51,9 @@ impl Made {
 }
 
 /// Rows in order of offset, their columns in one order or the other.
-struct Given(std::vec::IntoIter<Made>, bool);
+struct Given<'r>(std::vec::Drain<'r, Made>, bool);
 
-impl Source for Given {
+impl Source for Given<'_> {
     fn next(&mut self, used: Option<BackRow>) -> Result<Option<BackRow>, CompareError> {
         let Some(made) = self.0.next() else { return Ok(None) };
         let mut row = used.unwrap_or_else(|| BackRow::new(owner()));
@@ -64,8 +64,8 @@ impl Source for Given {
 
 fn compared(live: &[Made], shadow: &[Made], dead_only: bool) -> SinkCompared {
     let (mut tally, mut read, mut total) = (Tally::default(), 0, Total::default());
-    let sides = (Given(live.to_vec().into_iter(), false), Given(shadow.to_vec().into_iter(), true));
-    let (mut a, mut b) = sides;
+    let (mut a, mut b) = (live.to_vec(), shadow.to_vec());
+    let (mut a, mut b) = (Given(a.drain(..), false), Given(b.drain(..), true));
     let mut tell = |rows, _: &Tally| {
         read += rows;
         Ok(())

@@ -1,5 +1,7 @@
 //! A file of the lake read back as the table it was made of.
 
+use std::panic::AssertUnwindSafe;
+
 use bytes::Bytes;
 use parquet::{
     basic::{LogicalType, Type},
@@ -49,7 +51,7 @@ impl Part {
     /// # Errors
     /// [`ParquetError`] for what is no Parquet file.
     pub fn open(bytes: Bytes) -> Result<Self> {
-        Ok(Self { file: SerializedFileReader::new(bytes.clone())?, bytes })
+        Ok(Self { file: guarded(|| SerializedFileReader::new(bytes.clone()))?, bytes })
     }
 
     /// The file itself.
@@ -100,6 +102,10 @@ impl Part {
     /// # Errors
     /// [`ParquetError`] where they cannot be read.
     pub fn read(&self, table: &mut Table) -> Result<()> {
+        guarded(|| self.read_groups(table))
+    }
+
+    fn read_groups(&self, table: &mut Table) -> Result<()> {
         for group in 0..self.file.num_row_groups() {
             let group = self.file.get_row_group(group)?;
             for (index, column) in table.columns.iter_mut().enumerate() {
@@ -111,6 +117,16 @@ impl Part {
         }
         Ok(())
     }
+}
+
+/// Decoders of Parquet panic at some damage: a damaged file must not end more than its own reading. What was
+/// being read is not used any more after that.
+///
+/// # Errors
+/// As `read`, and [`ParquetError`] where it panics.
+pub fn guarded<T>(read: impl FnOnce() -> Result<T>) -> Result<T> {
+    let read = std::panic::catch_unwind(AssertUnwindSafe(read));
+    read.unwrap_or_else(|_| Err(fault("it is damaged and cannot be decoded")))
 }
 
 fn fault(what: &str) -> ParquetError {
