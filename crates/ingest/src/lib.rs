@@ -32,6 +32,7 @@ pub mod normalize;
 pub mod pipeline;
 pub mod quota;
 pub mod replay;
+mod sealed;
 pub mod shed;
 pub mod sink;
 pub mod storage;

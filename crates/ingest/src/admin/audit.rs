@@ -33,6 +33,9 @@ use crate::{
     writer::LedgerCopy,
 };
 
+/// How often it is tried to see the sinks between two promotions.
+const PROMOTED_TRIES: u32 = 10;
+
 /// Ids told at most when some are missing.
 const MISSING_SHOWN: usize = 1000;
 
@@ -71,6 +74,9 @@ struct SinkLine {
     dead_letters_difference: i64,
     /// Rows counted in files minus rows the sink says it stored; absent where it keeps no files.
     files_difference: Option<i64>,
+    /// Events that came here (dead letters healed) less those that went, by promoted replays: the sink
+    /// has as many more than were accepted.
+    promoted: i64,
 }
 
 /// Events of one lane, and which of them a sink has yet to look at.
@@ -90,14 +96,14 @@ pub(super) async fn audit(State(pipeline): State<Shared>) -> Result<Json<Value>,
 
 fn balance(pipeline: &Pipeline) -> Result<Value, Problem> {
     let standing = pipeline.books_standing();
-    let sinks = counts(pipeline)?;
-    let files = files(pipeline, &sinks)?;
+    let (sinks, files) = counts_and_files(pipeline)?;
     let ledgers = ledgers_behind(pipeline, &sinks)?;
     let (in_log, lost) = count_log(pipeline, &ledgers, &sinks)?;
     let mut lines = lines_of(pipeline, &ledgers);
     let whole = pipeline.logs.iter().all(|log| log.earliest() == Offset(0));
     let mut difference = standing.difference.unsigned_abs();
     let mut at_sinks: Vec<AtSink> = sinks.iter().map(|_| AtSink::default()).collect();
+    let moves: Vec<_> = sinks.iter().map(|s| s.promotions.moves(&pipeline.log_id)).collect();
     let mut ledger_minus_log = 0i64;
     for (key, line) in &mut lines {
         let empty = InLog::default();
@@ -110,7 +116,9 @@ fn balance(pipeline: &Pipeline) -> Result<Value, Problem> {
         }
         for (index, counts) in sinks.iter().enumerate() {
             let behind = found.behind.get(index).copied().unwrap_or_default();
-            let sink = sink_line(key, line, counts, behind, files.get(&counts.sink));
+            let none = BTreeMap::new();
+            let moves = moves.get(index).unwrap_or(&none);
+            let sink = sink_line(key, line, counts, behind, files.get(&counts.sink), moves);
             if let Some(at_sink) = at_sinks.get_mut(index) {
                 at_sink.add(&sink);
             }
@@ -138,9 +146,37 @@ fn balance(pipeline: &Pipeline) -> Result<Value, Problem> {
         "refused": standing.refused,
         "gaps": books::gaps(pipeline),
         "log_quarantined": lost,
+        "promotions": promotions_of(&sinks),
         "log_counted_whole": whole,
         "tenants": lines.iter().map(|((t, e), line)| shown(t, e, line)).collect::<Vec<_>>(),
     }))
+}
+
+type Files = BTreeMap<String, BTreeMap<Lane, u64>>;
+
+/// The sinks' side and the lakes' files; again where a replay was promoted in between.
+fn counts_and_files(pipeline: &Pipeline) -> Result<(Vec<Counts>, Files), Problem> {
+    for _ in 0..PROMOTED_TRIES {
+        let sinks = counts(pipeline)?;
+        let files = files(pipeline, &sinks)?;
+        let is_same = |counts: &Counts| {
+            let now = pipeline.sinks.promotions(&counts.sink);
+            now.map(|now| now.applied == counts.promotions.applied)
+        };
+        let same = sinks.iter().map(is_same).collect::<Result<Vec<_>, _>>();
+        let same = same.map_err(|e| Problem::internal(e.to_string()))?;
+        if same.into_iter().all(|same| same) {
+            return Ok((sinks, files));
+        }
+    }
+    Err(Problem::internal("replays are promoted and reverted all the time; ask again"))
+}
+
+/// What was promoted, for each sink, in the order in which it was.
+fn promotions_of(sinks: &[Counts]) -> Value {
+    let some = sinks.iter().filter(|counts| !counts.promotions.applied.is_empty());
+    let some = some.map(|counts| (counts.sink.clone(), json!(counts.promotions.applied)));
+    Value::Object(some.collect())
 }
 
 /// The sinks' side; read again where retention passed meanwhile.
@@ -343,7 +379,9 @@ fn sink_line(
     counts: &Counts,
     behind: (u64, u64),
     files: Option<&BTreeMap<Lane, u64>>,
+    moves: &BTreeMap<Lane, (i64, i64, i64)>,
 ) -> SinkLine {
+    let moved = |lane: &Lane| moves.get(lane).copied().unwrap_or_default();
     let lane = |dead| Lane { tenant: key.0.clone(), event_type: key.1.clone(), dead };
     let (live, dead) = (lane(false), lane(true));
     let of = |lane: &Lane| counts.lanes.get(lane).copied().unwrap_or_default();
@@ -351,19 +389,22 @@ fn sink_line(
     let (known, known_dead) = (of(&live), of(&dead));
     let sum = |c: &crate::sink::LaneCounts, pending| c.stored + pending + c.quarantined + c.skipped;
     let pending = held(&live) + behind.0;
+    let (moved, moved_dead) = (moved(&live), moved(&dead));
     let files_difference = files.map(|files| {
         let rows = |lane: &Lane| files.get(lane).copied().unwrap_or_default();
         let (off, off_dead) = (
-            signed(rows(&live)) - signed(known.stored),
-            signed(rows(&dead)) - signed(known_dead.stored),
+            signed(rows(&live)) - signed(known.stored) - moved.0,
+            signed(rows(&dead)) - signed(known_dead.stored) - moved_dead.0,
         );
         if off == 0 { off_dead } else { off }
     });
+    let stored = known.stored.saturating_add_signed(moved.0);
     SinkLine {
-        stored: files.map_or(known.stored, |f| f.get(&live).copied().unwrap_or_default()),
+        stored: files.map_or(stored, |f| f.get(&live).copied().unwrap_or_default()),
         pending,
-        quarantined: known.quarantined,
-        skipped: known.skipped,
+        quarantined: known.quarantined.saturating_add_signed(moved.1),
+        skipped: known.skipped.saturating_add_signed(moved.2),
+        promoted: moved.0 + moved.1 + moved.2,
         difference: signed(line.accepted) - signed(sum(&known, pending)),
         dead_letters_difference: signed(line.dead_lettered)
             - signed(sum(&known_dead, held(&dead) + behind.1)),
@@ -373,10 +414,7 @@ fn sink_line(
 
 /// Rows in the files of every lake, per lane, as far as its cursors had come: a window whose cursor
 /// has not moved yet is not counted as stored, nor are its files.
-fn files(
-    pipeline: &Pipeline,
-    sinks: &[Counts],
-) -> Result<BTreeMap<String, BTreeMap<Lane, u64>>, Problem> {
+fn files(pipeline: &Pipeline, sinks: &[Counts]) -> Result<Files, Problem> {
     let mut rows_of = BTreeMap::new();
     for (name, lake) in lakes(pipeline)? {
         let Some(counts) = sinks.iter().find(|counts| counts.sink == name) else { continue };

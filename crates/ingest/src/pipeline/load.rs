@@ -9,8 +9,11 @@ use crate::{
     config::Config,
     json::ScanLimits,
     normalize::{Normalizer, SchemaStore, SharedContents},
-    replay::jobs::{Jobs, JobsParts},
-    sink::SinkParts,
+    replay::{
+        jobs::{Jobs, JobsParts},
+        promote::Promoter,
+    },
+    sink::{SinkParts, Sinks},
     storage::Storage,
     tenants::Tenants,
 };
@@ -31,6 +34,13 @@ pub(super) fn load_schemas(
 fn scan_limits(config: &Config) -> ScanLimits {
     let limits = &config.edge.limits;
     ScanLimits { depth: limits.depth, fields: limits.fields }
+}
+
+/// Promotions, over the running sinks.
+pub(super) fn open_promoter(sinks: &Arc<Sinks>, parts: &SinkParts) -> Arc<Promoter> {
+    let (storage, clock) = (Arc::clone(&parts.storage), Arc::clone(&parts.clock));
+    let live = Arc::<Sinks>::clone(sinks);
+    Arc::new(Promoter::new(live, storage, clock, parts.data_dir.clone()))
 }
 
 /// Replays, over the same log as the sinks.

@@ -38,7 +38,7 @@ use crate::{
     metrics,
     normalize::Normalizer,
     quota::Quotas,
-    replay::jobs::Jobs,
+    replay::{jobs::Jobs, promote::Promoter},
     sink::{Sinks, source::LogSource},
     tenants::Tenants,
     writer::LogWriter,
@@ -76,6 +76,8 @@ pub struct Pipeline {
     pub control: Arc<Control>,
     /// Replays.
     pub jobs: Arc<Jobs>,
+    /// Promotes and reverts them.
+    pub promoter: Arc<Promoter>,
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// The memory that requests share.

@@ -15,7 +15,7 @@ use tokio::{
 
 use super::{
     Division, Pipeline,
-    load::{load_schemas, load_tenants, open_jobs},
+    load::{load_schemas, load_tenants, open_jobs, open_promoter},
     log::OpenedLog,
     roles::{self, Contact, Next, Serving},
 };
@@ -30,7 +30,7 @@ use crate::{
     log::LogHandle,
     normalize::{Normalizer, SchemaStore},
     quota::{self, Quotas},
-    replay::jobs::Jobs,
+    replay::{jobs::Jobs, promote::Promoter},
     sink::{self, SinkConfig, SinkParts, source::LogSource},
     storage::{Disk, Storage},
     tenants::Tenants,
@@ -141,11 +141,16 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     let admin = tokio::spawn(admin::serve(admin_listener, Arc::clone(&pipeline), stop));
     hello(&pipeline, serving.local_addr(), admin_address, dev_key.as_deref());
     pipeline.jobs.start(&pipeline.writers).map_err(part("replays"))?;
+    let promoter = Arc::clone(&pipeline.promoter);
+    // Not waited for at the end: wherever it is cut the next start goes on.
+    let thread = std::thread::Builder::new().name("promotions".to_owned());
+    thread.spawn(move || promoter.keep_on()).map_err(part("replays"))?;
     let serving = tokio::spawn(serving.serve());
     let books = tokio::spawn(keep_books(Arc::clone(&pipeline)));
     let tenants = tokio::spawn(Arc::clone(&pipeline.tenants).watch());
 
     wait_for_the_end(&pipeline).await?;
+    pipeline.promoter.end();
     let result = stop_all(&pipeline, serving).await;
     tenants.abort();
     if let Some(fleet) = fleet {
@@ -210,6 +215,7 @@ struct Built {
     books: Arc<Books>,
     control: Arc<Control>,
     jobs: Arc<Jobs>,
+    promoter: Arc<Promoter>,
     clock: Arc<dyn Clock>,
     unlogged: UnloggedLedger,
     budget: Arc<Budget>,
@@ -262,6 +268,7 @@ impl Building {
         let settings = writer_settings(&config, &division, &budget, &tenants);
         let sinks = Arc::new(sinks);
         // Before the writers begin: what jobs are to read is held then.
+        let promoter = open_promoter(&sinks, &sink_parts);
         let jobs = open_jobs(&config, sink_parts, &schemas, &tenants, &budget)?;
         let writers = opened.begin(&sinks, &books, &clock, &settings)?;
         let (quotas, fleet) = quota::open(&config.quota_store, &log_id, Arc::clone(&clock))
@@ -284,6 +291,7 @@ impl Building {
             books,
             control,
             jobs,
+            promoter,
             clock,
             unlogged,
             budget,
@@ -436,6 +444,7 @@ impl Built {
             books: self.books,
             control: self.control,
             jobs: self.jobs,
+            promoter: self.promoter,
             clock: self.clock,
             quotas: self.quotas,
             budget: self.budget,

@@ -130,7 +130,7 @@ fn schemas_changed(plan: &Plan, pipeline: &Pipeline) -> Vec<String> {
     changed
 }
 
-fn targets_changed(plan: &Plan, pipeline: &Pipeline) -> Vec<String> {
+pub(crate) fn targets_changed(plan: &Plan, pipeline: &Pipeline) -> Vec<String> {
     let mut changed = Vec::new();
     for target in &plan.content.targets {
         let name = &target.sink;

@@ -15,6 +15,7 @@
 //! | `judge` | what the log holds, judged again |
 //! | `source` | a window as a log of its own; `pace`: how fast it is read |
 //! | `job`, `jobs` | running a plan; all of a server's |
+//! | `promote` | the shadow's rows in the place of live's, and back |
 //! | `compare` | live against shadow: what a replay would change |
 //!
 //! Why replay cannot reach live: a job writes through a `ShadowSink` alone, which is opened from a
@@ -31,6 +32,7 @@ mod pace;
 mod pins;
 mod plan;
 pub mod planner;
+pub mod promote;
 mod request;
 pub mod resolve;
 mod scan;
@@ -38,6 +40,7 @@ mod source;
 
 pub use crate::sink::shadow::{ShadowPlace, ShadowSink};
 
+pub(crate) use check::targets_changed;
 pub use check::{REDRIVE, check, redriven_since};
 pub use plan::{
     Content, EventAt, Judging, KeptDead, LaneCount, Plan, PlanFileError, PlanId, PlanIdError,

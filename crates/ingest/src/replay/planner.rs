@@ -537,6 +537,6 @@ fn estimate(events: u64, max_rate: Option<u64>, busy: Duration) -> Estimate {
 }
 
 /// What a plan of these sinks and schemas would pin now, for whoever looks whether the world changed.
-pub(super) fn pinned_now(pipeline: &Pipeline, counts: &[LaneCount]) -> Judging {
+pub(crate) fn pinned_now(pipeline: &Pipeline, counts: &[LaneCount]) -> Judging {
     pins::Judges::Today.pin(pipeline, counts)
 }

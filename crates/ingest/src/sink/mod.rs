@@ -14,6 +14,7 @@
 //! | `back` | a row as it is read back from a destination |
 //! | `shadow` | the shadow of a sink: where replay writes to |
 //! | `reconcile` | holds a destination against the log, writes what it lost |
+//! | `exchange`, `exchangeable`, `promoted` | rows of a window exchanged for a shadow's, and what of that holds |
 //! | `freshness` | how old events are when they become visible, and what was promised |
 //! | `upkeep` | work beside writing, behind all else |
 //! | `blackhole` | the shortest sink, meant to be copied (docs/add-a-sink.md) |
@@ -51,6 +52,8 @@ mod crew;
 mod delivery;
 mod desk;
 mod elasticsearch;
+pub mod exchange;
+mod exchangeable;
 mod expire;
 pub mod freshness;
 mod held;
@@ -61,6 +64,7 @@ mod names;
 mod pace;
 mod poison;
 mod pressure;
+pub mod promoted;
 mod quarantine;
 pub mod reconcile;
 pub mod rows;
@@ -202,6 +206,14 @@ pub trait Sink: Send + Sync {
     ) -> Result<Found, (Option<Found>, WriteError)> {
         let _ = (rows, repair, now);
         Err((None, WriteError::Conflict { cause: "it cannot be asked which rows it has".into() }))
+    }
+
+    /// Its way to exchange rows of a window for those of a shadow.
+    ///
+    /// # Errors
+    /// Why it has none, and what to do instead.
+    fn exchange(&self) -> Result<&dyn exchange::Exchange, &'static str> {
+        Err("what it has written cannot be exchanged")
     }
 
     /// Removes all that it holds: a shadow's last step.

@@ -17,6 +17,7 @@ use super::{
     LaneRows, Sinks, WriteError,
     desk::Shared,
     pressure::Running,
+    promoted::Promotions,
     rows::{Lane, Lanes},
     source::{SourceEntry, SourceError, SourceFrame},
     state::State,
@@ -159,6 +160,8 @@ impl Sinks {
         }
         let _one_at_a_time = running.reconciling.try_lock().map_err(|_| ReconcileError::Busy)?;
         let aside = running.quarantine.places().map_err(ReconcileError::Quarantine)?;
+        // Those rows are a shadow's now, of another lane and other values maybe.
+        let promotions = self.promotions(name).map_err(ReconcileError::Quarantine)?;
         let mut done = Reconciled::default();
         let mut looked_at = false;
         for shared in &running.partitions() {
@@ -166,8 +169,16 @@ impl Sinks {
                 continue;
             }
             looked_at = true;
-            Look { running, shared, wanted, aside: &aside, done: &mut done, tell: &mut *tell }
-                .run()?;
+            Look {
+                running,
+                shared,
+                wanted,
+                aside: &aside,
+                promotions: &promotions,
+                done: &mut done,
+                tell: &mut *tell,
+            }
+            .run()?;
         }
         if !looked_at {
             return Err(ReconcileError::Window("there is no such partition".to_owned()));
@@ -182,6 +193,7 @@ struct Look<'a> {
     shared: &'a Arc<Shared>,
     wanted: &'a Wanted,
     aside: &'a HashSet<(String, u32, u64)>,
+    promotions: &'a Promotions,
     done: &'a mut Reconciled,
     tell: &'a mut dyn FnMut(Progress) -> bool,
 }
@@ -258,6 +270,7 @@ impl Look<'_> {
             from <= offset
                 && offset < end
                 && self.shared.takes(lane)
+                && !self.promotions.has(log_id, partition, lane, offset)
                 && !self.aside.contains(&(log_id.to_owned(), partition.0, offset.0))
         };
         let lanes = Lanes::sort(frames, is_stored);

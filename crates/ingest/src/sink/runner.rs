@@ -22,6 +22,7 @@ use super::{
     lake::Schemas,
     memory::Memory,
     pressure::{Bound, PressureCache, Running},
+    promoted::Promotions,
     quarantine::Quarantine,
     rows::{Lane, Lanes},
     source::{LogSource, SourceEntry, SourceError},
@@ -478,13 +479,24 @@ impl Sinks {
     pub fn counts(&self) -> Result<Vec<Counts>, SourceError> {
         let mut all = Vec::new();
         for sink in &self.sinks {
-            let mut counts = Counts { sink: sink.config.name.clone(), ..Counts::default() };
+            let read = |e: std::io::Error| SourceError::Read { cause: e.to_string() };
+            let promotions = self.promotions(&sink.config.name).map_err(read)?;
+            let sink_name = sink.config.name.clone();
+            let mut counts = Counts { sink: sink_name, promotions, ..Counts::default() };
             for shared in &sink.partitions() {
                 count(shared, &mut counts)?;
             }
             all.push(counts);
         }
         Ok(all)
+    }
+
+    /// What replays were promoted into a sink.
+    ///
+    /// # Errors
+    /// As reading a file.
+    pub fn promotions(&self, sink: &str) -> std::io::Result<Promotions> {
+        Promotions::load(&*self.parts.storage, &self.parts.data_dir, sink)
     }
 
     pub(super) fn shared(&self) -> Vec<Arc<Shared>> {

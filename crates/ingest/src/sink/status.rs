@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use serde::{Deserialize, Serialize};
 use tidegate_event::{Offset, Partition};
 
-use super::{Policy, freshness::FreshnessStatus, rows::Lane, start::Began};
+use super::{Policy, freshness::FreshnessStatus, promoted::Promotions, rows::Lane, start::Began};
 
 /// What became of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +60,8 @@ pub struct Counts {
     pub lost_in_log: u64,
     /// Events before the sink's start that retention had removed, of no lane.
     pub gone: u64,
+    /// What replays were promoted into it: not in the counts above, see [`Promotions::moves`].
+    pub promotions: Promotions,
 }
 
 fn seconds<S: serde::Serializer>(span: &Duration, to: S) -> Result<S::Ok, S::Error> {

@@ -44,7 +44,14 @@ pub(super) async fn get(
     Path(id): Path<String>,
 ) -> Result<Json<Value>, Problem> {
     let id = plan_id(&id)?;
-    blocking(pipeline, move |pipeline| shown(pipeline.jobs.get(&id))).await
+    blocking(pipeline, move |pipeline| {
+        let mut view = shown(pipeline.jobs.get(&id))?;
+        if let Value::Object(view) = &mut view {
+            view.insert("promotion".to_owned(), super::promote::state(pipeline, &id)?);
+        }
+        Ok(view)
+    })
+    .await
 }
 
 pub(super) async fn plan(
@@ -105,6 +112,9 @@ pub(super) async fn change(
     };
     blocking(pipeline, move |pipeline| {
         pipeline.jobs.get(&id).map_err(problem)?;
+        if act.is_none() {
+            pipeline.promoter.may_remove(&id).map_err(|e| Problem::conflict(e.to_string()))?;
+        }
         record(pipeline, &format!("replay.{what}"), &change.by, &id, Value::Null)?;
         match act {
             Some(act) => shown(act(&pipeline.jobs, &id)),

@@ -3,6 +3,7 @@
 mod compare;
 mod jobs;
 mod plans;
+mod promote;
 
 use axum::{Router, extract::DefaultBodyLimit, routing};
 
@@ -18,6 +19,8 @@ pub(super) fn routes() -> Router<Shared> {
         .route("/jobs", routing::get(jobs::list).post(jobs::apply))
         .route("/jobs/{id}", routing::get(jobs::get))
         .route("/jobs/{id}/plan", routing::get(jobs::plan))
+        .route("/jobs/{id}/promotion", routing::post(promote::promotion))
+        .route("/jobs/{id}/revert", routing::post(promote::revert))
         .route("/jobs/{id}/compare", routing::post(compare::compare))
         .route("/jobs/{id}/{what}", routing::post(jobs::change))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))

@@ -4,6 +4,7 @@ mod apply;
 mod compare;
 mod jobs;
 mod plan;
+mod promote;
 mod show;
 
 use clap::{Args, Subcommand};
@@ -78,6 +79,10 @@ Examples:
 Examples:
   ingestctl replay rm a07c3e1f9b2d4c55")]
     Rm(jobs::ChangeArgs),
+    /// Put a shadow's rows in the place of live's
+    Promote(promote::PromoteArgs),
+    /// Put back what was before a promotion
+    Revert(promote::RevertArgs),
 }
 
 /// Does what is asked.
@@ -100,6 +105,8 @@ pub async fn run(args: ReplayArgs, context: &Context) -> Result<Verdict, Fault> 
         Some(ReplayCommand::Resume(args)) => jobs::change("resume", &args, context).await,
         Some(ReplayCommand::Cancel(args)) => jobs::change("cancel", &args, context).await,
         Some(ReplayCommand::Rm(args)) => jobs::change("remove", &args, context).await,
+        Some(ReplayCommand::Promote(args)) => promote::promote(&args, context).await,
+        Some(ReplayCommand::Revert(args)) => promote::revert(&args, context).await,
     }
 }
 

@@ -288,6 +288,12 @@ fn pause(attempt: &mut Attempt, cause: String) -> Result<(), WriteError> {
 }
 
 impl Sink for Elasticsearch {
+    fn exchange(&self) -> Result<&dyn crate::sink::exchange::Exchange, &'static str> {
+        Err(
+            "a data stream takes documents and replaces none: point its readers at the shadow's streams, or name other sinks with --sink",
+        )
+    }
+
     fn write(&self, rows: &LaneRows<'_>) -> Result<(), WriteError> {
         shadow::refuse_shadows_names(rows)?;
         let lane = (rows.partition, rows.lane.clone());

@@ -119,6 +119,12 @@ fn parts<'r, 'a>(rows: &'r [Row<'a>], bytes_max: u64) -> impl Iterator<Item = &'
 }
 
 impl Sink for Kafka {
+    fn exchange(&self) -> Result<&dyn crate::sink::exchange::Exchange, &'static str> {
+        Err(
+            "messages that were sent cannot be taken back, and consumers have read them: produce the shadow's topics to them, or name other sinks with --sink",
+        )
+    }
+
     fn write(&self, rows: &LaneRows<'_>) -> Result<(), WriteError> {
         shadow::refuse_shadows_names(rows)?;
         let topic = self.settings.topic.name(rows.lane, str::to_owned);

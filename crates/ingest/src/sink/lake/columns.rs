@@ -216,6 +216,36 @@ impl Column {
         }
     }
 
+    /// Drops the rows for which `keep` says false: one word for each row.
+    pub fn retain(&mut self, keep: &[bool]) {
+        let there: Vec<bool> = match &mut self.present {
+            None => keep.to_vec(),
+            Some(present) => {
+                let values = present.iter().zip(keep).filter(|(level, _)| **level != 0);
+                let values = values.map(|(_, keep)| *keep).collect();
+                let mut rows = keep.iter();
+                present.retain(|_| rows.next().copied().unwrap_or(false));
+                values
+            }
+        };
+        fn some<T>(values: &mut Vec<T>, keep: &[bool]) {
+            let mut keep = keep.iter();
+            values.retain(|_| keep.next().copied().unwrap_or(false));
+        }
+        match &mut self.values {
+            Values::Bool(v) => some(v, &there),
+            Values::I32(v) => some(v, &there),
+            Values::I64(v) => some(v, &there),
+            Values::F64(v) => some(v, &there),
+            Values::Text(v) => {
+                let mut kept = Texts::default();
+                let wanted = there.iter().enumerate().filter(|(_, keep)| **keep);
+                wanted.for_each(|(index, _)| kept.push(v.get(index)));
+                *v = kept;
+            }
+        }
+    }
+
     /// Whether few values are repeated often, from a sample that is the same for the same values.
     #[must_use]
     pub fn repeats(&self) -> bool {
@@ -254,6 +284,14 @@ pub struct Table {
     pub rows: usize,
 }
 
+impl Table {
+    /// Drops the rows for which `keep` says false: one word for each row.
+    pub fn retain(&mut self, keep: &[bool]) {
+        self.columns.iter_mut().for_each(|column| column.retain(keep));
+        self.rows = keep.iter().filter(|keep| **keep).count();
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -267,6 +305,41 @@ mod tests {
         }
         let back: Vec<_> = (0..6).map(|i| texts.get(i)).collect();
         assert_eq!(back, ["", "a", "é", "", "xyz", ""]);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn rows_that_stay_keep_their_values_and_their_order(
+            rows in proptest::collection::vec(
+                (proptest::option::of(-9i64..9), "[a-zé]{0,3}", proptest::bool::ANY), 0..40),
+        ) {
+            let make = |rows: &[(Option<i64>, String, bool)]| {
+                let mut n = Column::optional("n", Kind::I64, 0);
+                let mut t = Column::required("t", Kind::Text, 0);
+                let mut s = Column::optional("s", Kind::Text, 0);
+                for (number, text, _) in rows {
+                    match number {
+                        Some(number) => {
+                            n.push_i64(*number);
+                            s.push_null();
+                        }
+                        None => {
+                            n.push_null();
+                            s.push_text(text);
+                        }
+                    }
+                    t.push_text(text);
+                }
+                Table { columns: vec![n, t, s], rows: rows.len() }
+            };
+            let keep: Vec<bool> = rows.iter().map(|row| row.2).collect();
+            let mut table = make(&rows);
+            table.retain(&keep);
+            let staying: Vec<_> = rows.iter().filter(|row| row.2).cloned().collect();
+            let lines = |table| super::super::jsonl::encode(table, super::super::Format::Jsonl);
+            proptest::prop_assert_eq!(table.rows, staying.len());
+            proptest::prop_assert_eq!(lines(&table).unwrap(), lines(&make(&staying)).unwrap());
+        }
     }
 
     #[test]

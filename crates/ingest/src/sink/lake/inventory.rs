@@ -129,6 +129,16 @@ impl LakeReader {
         Ok(Self { store: Arc::new(store.map_err(|e| SinkConfigError(e.to_string()))?) })
     }
 
+    /// A lake that is open already.
+    pub(super) fn of(store: &Arc<LakeStore>) -> Self {
+        Self { store: Arc::clone(store) }
+    }
+
+    /// Where it lies.
+    pub(super) fn store(&self) -> &LakeStore {
+        &self.store
+    }
+
     /// The lake's files with what their names and footers say, in the order of their paths. Of a
     /// Parquet file only the footer is read.
     ///
@@ -327,7 +337,11 @@ impl LakeReader {
         lines.map(|line| serde_json::from_slice(line).map_err(|e| fault(path, e))).collect()
     }
 
-    fn offsets(
+    /// The offsets of a file's rows, in their order.
+    ///
+    /// # Errors
+    /// [`InventoryError`].
+    pub(super) fn offsets(
         &self,
         path: &Path,
         format: Format,

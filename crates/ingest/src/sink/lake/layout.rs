@@ -4,6 +4,7 @@ use object_store::path::{Path, PathPart};
 use tidegate_event::{EventType, Offset, Partition, ReceivedAt, TenantId};
 
 use super::super::rows::Lane;
+use crate::replay::PlanId;
 
 /// How the rows of a file are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +42,9 @@ impl Format {
 }
 
 /// In the name of what stands in a folder whose files are being joined.
-const BLOCKER: &str = "joining";
+const JOINING: &str = "joining";
+/// In the name of what stands in a folder whose rows are being exchanged for a shadow's.
+const PROMOTING: &str = "promoting";
 
 /// What a file's name says.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -58,6 +61,8 @@ pub struct FileName {
     pub first: Offset,
     /// The offset of its last row (in the file).
     pub last: Offset,
+    /// The replay by whose promotion it came; `None` for what a sink wrote or joined.
+    pub plan: Option<PlanId>,
 }
 
 impl FileName {
@@ -65,8 +70,9 @@ impl FileName {
     #[must_use]
     pub fn path(&self, root: &Path, format: Format) -> Path {
         let (date, hour) = folders(self.hour);
+        let plan = self.plan.as_ref().map(|plan| format!("-{plan}")).unwrap_or_default();
         let file = format!(
-            "{}-{}-{}-{}.{}",
+            "{}-{}-{}-{}{plan}.{}",
             self.log_id,
             self.partition,
             self.first,
@@ -89,18 +95,29 @@ impl FileName {
     /// are joined there. It is no file of a lake.
     #[must_use]
     pub fn blocker(&self, root: &Path, format: Format) -> Path {
-        let path = self.path(root, format);
-        let parts: Vec<_> = path.parts().collect();
-        let name = format!("{}-{}.{BLOCKER}.{}", self.log_id, self.partition, format.name());
-        let folder = parts.split_last().map(|(_, folder)| folder).unwrap_or_default();
-        folder.iter().cloned().chain([PathPart::from(name.as_str())]).collect()
+        let name = format!("{}-{}.{JOINING}.{}", self.log_id, self.partition, format.name());
+        self.beside(root, format, &name)
     }
 
-    /// True for a place that [`FileName::blocker`] gives.
+    /// The same while a promotion exchanges rows there.
+    #[must_use]
+    pub fn promoting(&self, root: &Path, format: Format, plan: &PlanId) -> Path {
+        let name = format!("{}-{plan}.{PROMOTING}.{}", self.log_id, format.name());
+        self.beside(root, format, &name)
+    }
+
+    fn beside(&self, root: &Path, format: Format, name: &str) -> Path {
+        let path = self.path(root, format);
+        let parts: Vec<_> = path.parts().collect();
+        let folder = parts.split_last().map(|(_, folder)| folder).unwrap_or_default();
+        folder.iter().cloned().chain([PathPart::from(name)]).collect()
+    }
+
+    /// True for a place that [`FileName::blocker`] or [`FileName::promoting`] gives.
     #[must_use]
     pub fn is_blocker(path: &Path) -> bool {
         let mut name = path.filename().unwrap_or_default().split('.');
-        name.nth(1) == Some(BLOCKER)
+        name.nth(1).is_some_and(|word| word == JOINING || word == PROMOTING)
     }
 
     /// Reads a place under the sink's root; `None` for what is no file of a lake.
@@ -126,6 +143,10 @@ impl FileName {
         let mut fields = stem.split('-');
         let (log_id, partition) = (fields.next()?, fields.next()?);
         let (first, last) = (fields.next()?, fields.next()?);
+        let plan = match fields.next() {
+            Some(plan) => Some(plan.parse().ok()?),
+            None => None,
+        };
         if fields.next().is_some() {
             return None;
         }
@@ -136,6 +157,7 @@ impl FileName {
             partition: Partition(partition.parse().ok()?),
             first: Offset(first.parse().ok()?),
             last: Offset(last.parse().ok()?),
+            plan,
         };
         // Digits with a sign or zeros before them would be another spelling of the same file.
         (name.path(root, format) == *path).then_some((name, format))
@@ -167,6 +189,7 @@ mod tests {
             partition: Partition(3),
             first: Offset(first),
             last: Offset(first + 9),
+            plan: None,
         }
     }
 
@@ -179,6 +202,22 @@ mod tests {
             "lake/events/tenant=acme/event_type=Page.View-1/date=2025-11-24/hour=16/\
              abcd1234-3-10-19.parquet"
         );
+    }
+
+    #[test]
+    fn a_promoted_file_bears_its_plans_id_and_another_blocker() {
+        let plan: PlanId = "0123456789abcdef".parse().unwrap();
+        let plain = name("acme", "view", false, 490_000, 10);
+        let promoted = FileName { plan: Some(plan.clone()), ..plain.clone() };
+        let folder = "events/tenant=acme/event_type=view/date=2025-11-24/hour=16";
+        let root = Path::default();
+        let path = promoted.path(&root, Format::Parquet);
+        assert_eq!(path.as_ref(), format!("{folder}/abcd1234-3-10-19-0123456789abcdef.parquet"));
+        assert_eq!(FileName::parse(&root, &path), Some((promoted, Format::Parquet)));
+        let blocker = plain.promoting(&root, Format::Jsonl, &plan);
+        let name = format!("{folder}/abcd1234-0123456789abcdef.promoting.jsonl");
+        assert_eq!(blocker.as_ref(), name);
+        assert!(FileName::is_blocker(&blocker) && FileName::parse(&root, &blocker).is_none());
     }
 
     #[test]
@@ -206,6 +245,8 @@ mod tests {
             "events/tenant=a/event_type=b/date=2025-01-01/hour=00/a-1-2.parquet",
             "events/tenant=A/event_type=b/date=2025-01-01/hour=00/a-1-2-3.parquet",
             "staging/a-1-2-3.parquet",
+            "events/tenant=a/event_type=b/date=2025-01-01/hour=00/a-0-1-2-3.parquet",
+            "events/tenant=a/event_type=b/date=2025-01-01/hour=00/a-0-1-2-0123456789ABCDEF.parquet",
             "events/tenant=a/event_type=b/date=2025-01-01/hour=00/abcd1234-0-01-2.parquet",
             "events/tenant=a/event_type=b/date=2025-01-01/hour=00/abcd1234-0-+1-2.parquet",
             "shadow/p/events/tenant=a/event_type=b/date=2025-01-01/hour=00/a-1-2-3.parquet",
@@ -220,10 +261,12 @@ mod tests {
             a in ("[a-z][a-z0-9_-]{0,9}", "[A-Za-z][A-Za-z0-9_-]{0,9}", any::<bool>(), 0i64..900_000, any::<u32>()),
             b in ("[a-z][a-z0-9_-]{0,9}", "[A-Za-z][A-Za-z0-9_-]{0,9}", any::<bool>(), 0i64..900_000, any::<u32>()),
             format in 0usize..4,
+            promoted in any::<bool>(),
         ) {
             let root = Path::from("some/root");
             let format = Format::ALL.get(format).unwrap().1;
-            let x = name(&a.0, &a.1, a.2, a.3, a.4.into());
+            let mut x = name(&a.0, &a.1, a.2, a.3, a.4.into());
+            x.plan = promoted.then(|| "0123456789abcdef".parse().unwrap());
             let y = name(&b.0, &b.1, b.2, b.3, b.4.into());
             let path = x.path(&root, format);
             prop_assert_eq!(FileName::parse(&root, &path), Some((x.clone(), format)));

@@ -10,9 +10,11 @@
 //! | `store` | puts a file whole, once, durable; `remote`: into an object store |
 //! | `inventory` | reads a lake back, for audits; `held`: which files hold some offsets; `back`: their rows |
 //! | `merge` | joins small files later |
+//! | `exchange` | a window's rows exchanged for a shadow's |
 
 mod back;
 pub(super) mod columns;
+mod exchange;
 mod held;
 mod inventory;
 pub(super) mod jsonl;
@@ -24,7 +26,7 @@ mod remote;
 mod store;
 pub(super) mod table;
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
@@ -38,6 +40,8 @@ pub use store::{LakeStore, OpenStoreError, Put, StoreError, Wrap};
 
 use super::{
     LaneRows, Sink, SinkConfig, SinkConfigError, SinkContext, SinkKind, WriteError,
+    exchange::Exchange,
+    promoted::Promotions,
     shadow::Erase,
     status::JoinStatus,
     upkeep::{Turn, Upkeep},
@@ -65,10 +69,15 @@ const ROWS_HASH: &str = "tidegate.rows_hash";
 
 /// Writes lanes as files.
 pub struct Lake {
-    store: LakeStore,
+    store: Arc<LakeStore>,
     format: Format,
     schemas: Arc<dyn Schemas>,
     merger: Merger,
+    data_dir: PathBuf,
+    /// Where it lies, and the store's client's options.
+    place: (String, Option<toml::Value>),
+    /// Those that held at the start: only a start finds a cursor that was set back.
+    promotions: Promotions,
 }
 
 /// What `options` may hold.
@@ -119,6 +128,12 @@ pub fn url(config: &SinkConfig, data_dir: &std::path::Path) -> String {
     }
 }
 
+/// Where a lake lies, and by which options of the store's client.
+fn place(config: &SinkConfig, data_dir: &std::path::Path) -> (String, Option<toml::Value>) {
+    let url = url(config, data_dir).trim_end_matches('/').to_owned();
+    (url, config.options.get("store").cloned())
+}
+
 impl Lake {
     /// Opens the lake of `config`; `wrap` puts itself between it and its store.
     ///
@@ -143,11 +158,15 @@ impl Lake {
         .map_err(|e| SinkConfigError(e.to_string()))?;
         let what = (config.name.as_str(), options.format, store.is_local());
         let merger = Merger::open(options.merge, what, &context.storage, &context.data_dir);
+        let promotions = Promotions::load(&*context.storage, &context.data_dir, &config.name);
         Ok(Self {
-            store,
+            store: Arc::new(store),
             format: options.format,
             schemas: Arc::clone(&context.schemas),
             merger: merger.map_err(SinkConfigError)?,
+            data_dir: context.data_dir.clone(),
+            place: place(config, &context.data_dir),
+            promotions: promotions.map_err(|e| SinkConfigError(e.to_string()))?,
         })
     }
 
@@ -185,8 +204,11 @@ impl Lake {
     }
 
     fn write_file(&self, rows: &LaneRows<'_>, plan: &FilePlan) -> Result<(), WriteError> {
-        let (bytes, hash) = self.encode(rows, plan)?;
         let mut name = plan.name(rows);
+        if self.is_promoted(rows, plan, &name)? {
+            return Ok(());
+        }
+        let (bytes, hash) = self.encode(rows, plan)?;
         if planted(Bug::NameByAttempt) {
             name.last = name.last.plus(faults::attempt());
         }
@@ -292,6 +314,10 @@ impl Sink for Lake {
 
     fn flush_age(&self) -> Duration {
         Duration::from_secs(if self.store.is_local() { 5 } else { 60 })
+    }
+
+    fn exchange(&self) -> Result<&dyn Exchange, &'static str> {
+        Ok(self)
     }
 
     fn erase(&self, _: &Erase) -> Result<(), String> {

@@ -176,6 +176,18 @@ impl LakeStore {
         matches!(self.kind, Kind::Local(_))
     }
 
+    /// What lies below one of its folders, as a lake of its own that is only read.
+    pub(super) fn below(&self, folder: &str) -> Self {
+        let root = self.root.parts().chain(Path::from(folder).parts()).collect();
+        let (objects, runtime) = (Arc::clone(&self.objects), self.runtime.clone());
+        Self { objects, root, kind: Kind::ReadOnly, runtime }
+    }
+
+    /// Where its requests are run.
+    pub(super) fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
     /// Where the lake begins in its store.
     #[must_use]
     pub fn root(&self) -> &Path {
@@ -210,6 +222,28 @@ impl LakeStore {
             // An earlier attempt may have been cut between the link and the sync of its folder.
             local.sync(path).map_err(fault)?;
         }
+        Ok(Put::Done)
+    }
+
+    /// Puts a file of this lake under a second name, which must be free or have the same bytes; in a folder
+    /// of this machine without writing them again. Blocks.
+    ///
+    /// # Errors
+    /// As [`LakeStore::put_new`].
+    pub fn put_copy(&self, from: &Path, to: &Path) -> Result<Put, StoreError> {
+        let Kind::Local(local) = &self.kind else { return self.put_new(to, self.get(from)?) };
+        let fault = |cause: String| StoreError { path: to.to_string(), cause };
+        local.make_folders(to).map_err(fault)?;
+        match self.runtime.block_on(local.durable.copy_if_not_exists(from, to)) {
+            Ok(()) => return Ok(Put::Done),
+            Err(object_store::Error::AlreadyExists { .. }) => {}
+            Err(error) => return Err(fault(error.to_string())),
+        }
+        let there = self.get(to)?;
+        if there != self.get(from)? {
+            return Ok(Put::Taken(there));
+        }
+        local.sync(to).map_err(fault)?;
         Ok(Put::Done)
     }
 

@@ -39,6 +39,7 @@ impl FilePlan {
             partition: rows.partition,
             first: self.first,
             last: self.last,
+            plan: None,
         }
     }
 

@@ -6,7 +6,7 @@ use tidegate_ingest::replay::{Judging, Plan, Selection};
 use super::{Place, lane, plan, schema, send, today};
 use crate::server::{Server, wait_for};
 
-fn apply(server: &Server, plan: &Plan, max_rate: Option<u64>) -> Value {
+pub(super) fn apply(server: &Server, plan: &Plan, max_rate: Option<u64>) -> Value {
     let asked = json!({"plan": plan, "max_rate": max_rate, "by": "ana@host"});
     let answer = server.admin_post("/api/v1/replay/jobs", &asked);
     assert_eq!(answer.status, 200, "{answer:?}");
@@ -23,7 +23,7 @@ fn change(server: &Server, plan: &Plan, what: &str) -> (u16, Value) {
     (answer.status, answer.json())
 }
 
-fn done(server: &Server, plan: &Plan) -> Value {
+pub(super) fn done(server: &Server, plan: &Plan) -> Value {
     wait_for("the replay to end", || {
         let job = job(server, plan);
         assert!(job["state"] != "failed", "{job:#}");

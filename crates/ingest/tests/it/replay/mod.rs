@@ -1,6 +1,7 @@
 //! Replay: a window of the log again, into a shadow.
 
 mod jobs;
+mod promote;
 
 use std::{
     collections::BTreeMap,

@@ -10,6 +10,7 @@ mod injected;
 mod lake;
 mod ledger;
 mod log;
+mod promote;
 mod replace;
 mod rot;
 mod store;

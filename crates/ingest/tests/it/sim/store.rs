@@ -99,15 +99,19 @@ impl SimStore {
     }
 
     fn get_whole(&self, location: &Path, options: &GetOptions) -> Result<GetResult> {
-        assert!(options.range.is_none(), "the sink reads whole files");
-        let bytes = self.disk.read(&self.path(location)).map_err(|e| fault(location, e))?;
+        let mut bytes = self.disk.read(&self.path(location)).map_err(|e| fault(location, e))?;
         let size = bytes.len() as u64;
         let meta = meta(location, size);
+        let mut range = 0..size;
+        if let Some(wanted) = &options.range {
+            range = wanted.as_range(size).unwrap();
+            bytes = bytes[range.start as usize..range.end as usize].to_vec();
+        }
         let payload = stream::once(std::future::ready(Ok(bytes.into()))).boxed();
         Ok(GetResult {
             payload: GetResultPayload::Stream(payload),
             meta,
-            range: 0..size,
+            range,
             attributes: Default::default(),
             extensions: Default::default(),
         })

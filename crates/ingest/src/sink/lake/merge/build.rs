@@ -186,7 +186,7 @@ fn join_lines(store: &LakeStore, format: Format, parts: &[&Small]) -> Result<Byt
 }
 
 /// A hash over all values of a table, and where there are none.
-fn fingerprint(table: &Table) -> (usize, u128) {
+pub fn fingerprint(table: &Table) -> (usize, u128) {
     let mut hasher = SipHasher13::new();
     table.columns.iter().for_each(|column| hash(column, &mut hasher));
     (table.rows, hasher.finish128().as_u128())

@@ -8,10 +8,10 @@
 //! | `publish` | takes their place: the order of the steps, also after a crash |
 //! | `journal` | what was begun, and up to where files were joined |
 
-mod build;
+pub(super) mod build;
 mod choose;
 mod journal;
-mod publish;
+pub(super) mod publish;
 pub(super) mod read;
 
 use std::{
@@ -19,7 +19,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, TryLockError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -30,6 +30,7 @@ use tidegate_event::{Offset, Partition};
 
 use super::{
     super::{
+        promoted::Promotions,
         rows::Lane,
         status::JoinStatus,
         upkeep::{self, Room, Turn},
@@ -56,6 +57,15 @@ const HOUR_MICROS: i64 = 3_600_000_000;
 
 /// One at a time, whatever there is to be joined.
 static JOINING: Mutex<()> = Mutex::new(());
+
+/// While there is one no file of the lake is joined.
+pub(super) struct Still<'m>(&'m AtomicUsize);
+
+impl Drop for Still<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
 
 /// `options.merge`
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -110,8 +120,13 @@ pub struct Merger {
     format: Format,
     sink: String,
     storage: Arc<dyn Storage>,
+    data_dir: PathBuf,
     path: PathBuf,
     journal: Mutex<Journal>,
+    /// How many want that no file is joined.
+    still: AtomicUsize,
+    /// A promotion may be open that an earlier run began.
+    promoting: AtomicBool,
     todo: Mutex<Todo>,
     removed: AtomicU64,
     made: AtomicU64,
@@ -163,8 +178,11 @@ impl Merger {
             format,
             sink: sink.to_owned(),
             storage: Arc::clone(storage),
+            data_dir: data_dir.to_owned(),
             path,
             journal: Mutex::new(journal),
+            still: AtomicUsize::new(0),
+            promoting: AtomicBool::new(true),
             todo: Mutex::default(),
             removed: AtomicU64::new(0),
             made: AtomicU64::new(0),
@@ -233,6 +251,9 @@ impl Merger {
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => return RETRY,
         };
+        if 0 < self.still.load(Ordering::Acquire) {
+            return RETRY;
+        }
         match self.round(store, turn) {
             Ok(wait) => {
                 self.todo().error = None;
@@ -249,7 +270,53 @@ impl Merger {
         }
     }
 
+    /// Keeps files from being joined, once none are and what was begun is ended.
+    pub fn keep_still(
+        &self,
+        store: &LakeStore,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Still<'_>, String> {
+        self.still.fetch_add(1, Ordering::AcqRel);
+        let still = Still(&self.still);
+        loop {
+            let _one_at_a_time = match JOINING.try_lock() {
+                Ok(guard) => guard,
+                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) if stop() => {
+                    return Err("small files are being joined; try again in a moment".to_owned());
+                }
+                Err(TryLockError::WouldBlock) => {
+                    std::thread::sleep(Duration::from_millis(20));
+                    continue;
+                }
+            };
+            self.resume(store, stop)?;
+            return Ok(still);
+        }
+    }
+
+    /// How long a reader may take to list one folder.
+    pub fn settle(&self) -> Duration {
+        self.settle
+    }
+
+    /// True while rows are being exchanged that an earlier run has begun with: the server ends that, and
+    /// files that are to go must keep their names until then.
+    fn is_promoting(&self) -> Result<bool, String> {
+        if !self.promoting.load(Ordering::Acquire) {
+            return Ok(false);
+        }
+        let promotions = Promotions::load(&*self.storage, &self.data_dir, &self.sink);
+        let open = promotions.map_err(|e| e.to_string())?.open.is_some();
+        // Those of this run keep this one still meanwhile.
+        self.promoting.store(open, Ordering::Release);
+        Ok(open)
+    }
+
     fn round(&self, store: &LakeStore, turn: &Turn<'_>) -> Result<Duration, String> {
+        if self.is_promoting()? {
+            return Ok(RETRY);
+        }
         let ended = self.resume(store, &|| turn.stop())?;
         self.count(ended);
         let Some(settings) = self.settings else { return Ok(Duration::from_secs(3_600)) };
@@ -329,8 +396,9 @@ impl Merger {
             let mut tell = |path: Path, bytes: u64| {
                 let named =
                     FileName::parse(store.root(), &path).filter(|_| bytes < settings.small.0);
-                if let Some((name, _)) =
-                    named.filter(|(name, format)| name.log_id == log_id && *format == self.format)
+                if let Some((name, _)) = named
+                    .filter(|(name, format)| name.log_id == log_id && *format == self.format)
+                    .filter(|(name, _)| name.plan.is_none())
                 {
                     found.add((name.hour, name.lane));
                 }
@@ -403,11 +471,14 @@ impl Merger {
             partition: Partition(0),
             first: Offset(0),
             last: Offset(0),
+            plan: None,
         };
         let folder = publish::folder_of(&example.path(store.root(), self.format));
         store.scan(&folder, &mut |path, bytes| {
+            // What came by a promotion keeps its name, so that a revert finds it.
             if let Some((name, format)) = FileName::parse(store.root(), &path)
                 && (format, &name.log_id) == (self.format, &example.log_id)
+                && name.plan.is_none()
             {
                 by_partition.entry(name.partition).or_default().push((Small { path, name }, bytes));
             }

@@ -28,7 +28,7 @@ use super::{
 };
 
 /// How long a put that nobody answered may still be applied by an object store.
-const LATE: Duration = Duration::from_secs(60);
+pub(in super::super) const LATE: Duration = Duration::from_secs(60);
 /// A sleep is looked up from so often.
 const TICK: Duration = Duration::from_millis(50);
 
@@ -55,14 +55,15 @@ pub fn sha256(bytes: &Bytes) -> String {
 }
 
 /// Places below the root, as they stand in the journal.
-fn below(root: &Path, path: &Path) -> String {
+pub fn below(root: &Path, path: &Path) -> String {
     match path.prefix_match(root) {
         Some(parts) => parts.collect::<Path>().to_string(),
         None => path.to_string(),
     }
 }
 
-fn at(root: &Path, text: &str) -> Path {
+/// And back.
+pub fn at(root: &Path, text: &str) -> Path {
     root.parts().chain(Path::from(text).parts()).collect()
 }
 
@@ -109,7 +110,7 @@ impl Merger {
             let put = store.put_new(&path, self.notice()).map_err(|e| e.to_string())?;
             ours.push(put == Put::Done && self.are_there(store, prepared)?);
         }
-        self.sleep(self.settle, stop);
+        sleep(self.settle, stop);
         if !stop() {
             let chosen = batch.iter().zip(&ours).filter(|(_, ours)| **ours);
             for joined in chosen.flat_map(|(prepared, _)| &prepared.joined) {
@@ -166,7 +167,7 @@ impl Merger {
         let all: usize = joins.iter().map(|join| join.groups.len()).sum();
         if let Some(stop) = doubt.filter(|_| done.made < all as u64 && !store.is_local()) {
             // A put whose answer was lost may be applied yet: then it must find its blocker.
-            self.sleep(LATE, stop);
+            sleep(LATE, stop);
             if stop() {
                 return Ok(done);
             }
@@ -175,7 +176,7 @@ impl Merger {
             done.removed += before;
         }
         if 0 < done.made {
-            self.sleep(self.settle, &|| false);
+            sleep(self.settle, &|| false);
         }
         let notice = self.notice();
         for join in &joins {
@@ -206,15 +207,16 @@ impl Merger {
         }
         Ok(done)
     }
+}
 
-    fn sleep(&self, time: Duration, stop: &dyn Fn() -> bool) {
-        let until = std::time::Instant::now() + time;
-        loop {
-            let left = until.saturating_duration_since(std::time::Instant::now());
-            if left.is_zero() || stop() {
-                return;
-            }
-            std::thread::sleep(left.min(TICK));
+/// Sleeps for `time`, or until told to stop.
+pub fn sleep(time: Duration, stop: &dyn Fn() -> bool) {
+    let until = std::time::Instant::now() + time;
+    loop {
+        let left = until.saturating_duration_since(std::time::Instant::now());
+        if left.is_zero() || stop() {
+            return;
         }
+        std::thread::sleep(left.min(TICK));
     }
 }
