@@ -290,12 +290,12 @@ async fn redrive(admin: &Admin, context: &Context, args: &RedriveArgs) -> Result
     if !args.positions.is_empty() {
         body.insert("offsets".to_owned(), json!(args.positions));
     }
-    if !args.dry_run {
-        body.insert("by".to_owned(), replay::who(args.by.as_deref()).into());
-    }
     let path = format!("{PATH}/redrive");
     let mut ask = async |dry_run: bool| {
         body.insert("dry_run".to_owned(), dry_run.into());
+        if !dry_run {
+            body.insert("by".to_owned(), replay::who(args.by.as_deref()).into());
+        }
         admin.post(&path, &Value::Object(body.clone())).await
     };
     if !args.yes && !args.dry_run {

@@ -348,13 +348,17 @@ fn redrive_needs_yes_and_says_what_it_would_do() {
     );
     assert_eq!(stub.asked().len(), 1);
     assert_eq!(stub.asked()[0].json(), json!({"tenant": "acme", "dry_run": true}));
-    let done = ingestctl(&url, &["dead-letters", "redrive", "0/5", "7", "--yes"]);
+    let line = ["dead-letters", "redrive", "0/5", "7", "--yes", "--by", "ann"];
+    let done = ingestctl(&url, &line);
     assert_eq!(
         (done.status, done.out.as_str()),
         (0, "3 dead letters: 2 accepted, 1 still invalid, 0 re-driven before\n")
     );
     let positions = json!([{"partition": 0, "offset": 5}, {"partition": 0, "offset": 7}]);
-    assert_eq!(stub.asked()[1].json(), json!({"offsets": positions, "dry_run": false}));
+    assert_eq!(
+        stub.asked()[1].json(),
+        json!({"offsets": positions, "dry_run": false, "by": "ann"})
+    );
 }
 
 #[test]
