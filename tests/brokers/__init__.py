@@ -45,9 +45,10 @@ def java(*arguments, heap=HEAP, options=()):
 
 
 def tool(name, *arguments, timeout=120):
-    """Runs one of Kafka's own tools to its end, `org.apache.kafka.tools.…`, and returns what it printed."""
+    """Runs one of Kafka's own tools to its end, `org.apache.kafka.tools.…` or a whole name, and returns what it printed."""
+    whole = name if "." in name else f"org.apache.kafka.tools.{name}"
     done = subprocess.run(
-        java(f"org.apache.kafka.tools.{name}", *arguments), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout
+        java(whole, *arguments), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout
     )
     if done.returncode != 0:
         raise AssertionError(f"{name} ended with {done.returncode}: {done.stdout}{done.stderr}")
@@ -57,15 +58,16 @@ def tool(name, *arguments, timeout=120):
 class Kafka:
     """A cluster of brokers, each also a controller; ready once it is made."""
 
-    def __init__(self, folder, free_ports, wait_until, brokers=1, users=None, tls=None, **settings):
+    def __init__(self, folder, free_ports, wait_until, brokers=1, users=None, tls=None, callers=None, **settings):
         """`settings`: broker settings, `_` for `.`. `users`: names and passwords, who come in by `sasl_servers`; over TLS where
-        `tls` is a file with a key and its certificate (PEM). There OAUTHBEARER takes any token that is not signed."""
+        `tls` is a file with a key and its certificate (PEM). There OAUTHBEARER takes any token that is not signed. Without users
+        those come in there whose certificate one of `callers` (a file, PEM) has signed, and nobody else."""
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.wait_until = wait_until
         self.settings = {name.replace("_", "."): str(value) for name, value in settings.items()}
         self.numbers = range(1, brokers + 1)
-        self.users, self.tls = users or {}, tls
+        self.users, self.tls, self.callers = users or {}, tls, callers
         ports = free_ports(3 * brokers)
         self.ports = dict(zip(self.numbers, ports[:brokers], strict=True))
         self.quorum = dict(zip(self.numbers, ports[brokers : 2 * brokers], strict=True))
@@ -103,7 +105,7 @@ class Kafka:
             "transaction.state.log.min.isr": max(1, copies - 1),
             "share.coordinator.state.topic.replication.factor": copies,
             "share.coordinator.state.topic.min.isr": max(1, copies - 1),
-            **(self.sasl(number) if self.users else {}),
+            **(self.sasl(number) if self.users else self.mutual_tls(number) if self.callers else {}),
             **self.settings,
         }
 
@@ -125,6 +127,20 @@ class Kafka:
             **tls,
             "listener.name.clients.scram-sha-256.sasl.jaas.config": f"{module}.scram.ScramLoginModule required;",
             "listener.name.clients.scram-sha-512.sasl.jaas.config": f"{module}.scram.ScramLoginModule required;",
+        }
+
+    def mutual_tls(self, number):
+        """A second way in, for those with a certificate."""
+        name = "listener.name.clients.ssl"
+        return {
+            "listeners": f"PLAINTEXT://127.0.0.1:{self.ports[number]},CLIENTS://127.0.0.1:{self.sasl_ports[number]},"
+            f"CONTROLLER://127.0.0.1:{self.quorum[number]}",
+            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CLIENTS:SSL,CONTROLLER:PLAINTEXT",
+            f"{name}.keystore.type": "PEM",
+            f"{name}.keystore.location": self.tls,
+            f"{name}.truststore.type": "PEM",
+            f"{name}.truststore.location": self.callers,
+            f"{name}.client.auth": "required",
         }
 
     def format(self, number, cluster):
@@ -153,7 +169,7 @@ class Kafka:
 
     @property
     def sasl_servers(self):
-        """The same for `users`."""
+        """The same for `users` and `callers`."""
         return ",".join(f"127.0.0.1:{port}" for port in self.sasl_ports.values())
 
     def leader(self, topic, partition=0):

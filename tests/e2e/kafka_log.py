@@ -1,5 +1,7 @@
 """What servers with their log on Kafka share in tests: the section of their file, and when all of it has come through."""
 
+import subprocess
+
 from harness import http, toml, wait_until
 
 
@@ -45,3 +47,15 @@ def settle(*servers, partitions=2, **patience):
         return sorted(sum(owners, [])) == everything and all(sink["lag_events"] == 0 for sink in sinks)
 
     wait_until("every partition is owned, and every sink has caught up", caught_up, **patience)
+
+
+def certificate(folder, name="broker"):
+    """A key with a certificate for 127.0.0.1 that vouches for itself: both in one file, and the certificate alone."""
+    key, alone, both = folder / "key.pem", folder / "certificate.pem", folder / "both.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", alone, "-days", "2",
+         "-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1"],
+        check=True, capture_output=True, timeout=60,
+    )  # fmt: skip
+    both.write_text(key.read_text() + alone.read_text())
+    return both, alone

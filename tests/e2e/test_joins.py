@@ -78,5 +78,7 @@ def test_readers_see_each_row_once_or_are_told(make_server, tmp_path, kills):
     wait_until("no join is under way", joined)
     assert server.count("view") == sent
     audit = server.audit()
-    assert audit["balanced"] is True, audit
+    assert audit["balanced"] is True and audit["difference"] == 0, audit
+    [line] = audit["tenants"]
+    assert line["sinks"]["lake"] == {"stored": sent, "pending": 0, "quarantined": 0, "skipped": 0}, line
     tally("e2e::joins", "kill -9", ["P2", "P5"], kills)

@@ -3,7 +3,6 @@
 import base64
 import http.server
 import json
-import subprocess
 import sys
 import threading
 import time
@@ -13,7 +12,7 @@ import pytest
 from fast_clock import FastClock, why_no_fast_clock
 from harness import Load, check_nothing_missing, free_ports, journal_ids, lake_ids, tally, toml, wait_until
 from harness import http as request_of
-from kafka_log import on_kafka, owned, settle, shares
+from kafka_log import certificate, on_kafka, owned, settle, shares
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -403,6 +402,9 @@ def test_a_password_lets_in_over_tls_and_a_wrong_one_is_told(make_server, guarde
     server.accept([{"event_type": TYPE, "event_id": "in"}], server.add_tenant())
     settle(server, partitions=1)
     assert server.count(TYPE) == 1
+    shown = request_of("GET", f"{server.admin}/api/v1/config")
+    assert shown.json()["log"]["kafka"]["sasl"] == {"mechanism": mechanism, "user": "tidegate", "password": "[secret]"}, shown
+    assert b"right" not in shown.body and "right" not in server.log_file().read_text()
     said = refusal(make_server(log=sasl(guarded, topic, mechanism, "wrong")))
     assert "cannot be asked" in said and "Authentication failed" in said, said
     assert "wrong" not in said
@@ -461,18 +463,6 @@ def test_a_token_lets_in_and_a_wrong_secret_is_told(make_server, guarded):
         said = refusal(make_server(log=known(sasl(guarded, "guarded-oauth", "OAUTHBEARER", "wrong", more))))
         endpoint.shutdown()
     assert "cannot be asked" in said and "401" in said, said
-
-
-def certificate(folder):
-    """A key with a certificate for 127.0.0.1 that vouches for itself: both in one file, and the certificate alone."""
-    key, alone, both = folder / "key.pem", folder / "certificate.pem", folder / "both.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", alone, "-days", "2",
-         "-subj", "/CN=broker", "-addext", "subjectAltName=IP:127.0.0.1"],
-        check=True, capture_output=True, timeout=60,
-    )  # fmt: skip
-    both.write_text(key.read_text() + alone.read_text())
-    return both, alone
 
 
 @pytest.fixture(scope="module")

@@ -121,6 +121,7 @@ struct Stored {
     pending: u64,
     quarantined: u64,
     skipped: u64,
+    promoted: i64,
     dead_letters_difference: i64,
     files_difference: Option<i64>,
 }
@@ -267,7 +268,8 @@ impl Row {
 
     fn unstored(&self, sink: &Stored) -> i128 {
         let there = [sink.stored, sink.pending, sink.quarantined, sink.skipped];
-        i128::from(self.accepted) - there.iter().map(|n| i128::from(*n)).sum::<i128>()
+        let moved = i128::from(sink.promoted);
+        i128::from(self.accepted) + moved - there.iter().map(|n| i128::from(*n)).sum::<i128>()
     }
 }
 
@@ -300,6 +302,7 @@ fn show(context: &Context, audit: &Audit) -> Result<(), Fault> {
         ">PENDING",
         ">QUARANTINED",
         ">SKIPPED",
+        ">PROMOTED",
         ">ACCEPTED",
         ">DEAD",
         ">FILES",
@@ -326,6 +329,10 @@ fn show(context: &Context, audit: &Audit) -> Result<(), Fault> {
             let mut cells = vec![tenant.clone(), kind.clone(), human::safe(name)];
             let counts = [sink.stored, sink.pending, sink.quarantined, sink.skipped];
             cells.extend(counts.map(human::count));
+            cells.push(match sink.promoted {
+                0 => "0".to_owned(),
+                moved => format!("{moved:+}"),
+            });
             let unstored = i64::try_from(row.unstored(sink)).unwrap_or(i64::MAX);
             let differences =
                 [Some(unstored), Some(sink.dead_letters_difference), sink.files_difference];

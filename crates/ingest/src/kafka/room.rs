@@ -169,16 +169,27 @@ impl Meter {
     }
 
     pub fn look(&mut self, room: &Room) {
+        self.look_after(room, self.since.elapsed());
+    }
+
+    fn look_after(&mut self, room: &Room, took: Duration) {
         let delivered = room.delivered.swap(0, Ordering::Relaxed);
         let (was_busy, busy) = (self.busy, !room.is_empty());
-        let took = self.since.elapsed().as_secs_f64().max(1e-3);
-        (self.since, self.busy) = (Instant::now(), busy);
-        if !was_busy || !busy || delivered == 0 {
+        self.busy = busy;
+        if was_busy && busy && delivered == 0 {
+            // Kafka acknowledges in bursts, where it is slow or throttles: the time between them counts.
             return;
         }
+        self.since = Instant::now();
+        if !was_busy || !busy {
+            return;
+        }
+        let took = took.as_secs_f64().max(1e-3);
         let now = delivered as f64 / took;
         let before = room.drain.load(Ordering::Relaxed) as f64;
-        let average = if before == 0.0 { now } else { before + 0.2 * (now - before) };
+        // A fifth for each tenth of a second.
+        let weight = 1.0 - 0.8_f64.powf(took / 0.1);
+        let average = if before == 0.0 { now } else { before + weight * (now - before) };
         room.drain.store(average.max(1.0) as u64, Ordering::Relaxed);
     }
 }
@@ -223,6 +234,22 @@ mod tests {
         assert!(room.check(&tenant("b"), 1).is_err());
         room.give_back(&tenant("a"), 5_000, false);
         assert!(room.is_empty());
+    }
+
+    #[test]
+    fn what_is_acknowledged_in_bursts_counts_over_the_time_between_them() {
+        let (room, mut meter) = (room(1 << 30), Meter::new());
+        room.take(&tenant("a"), 1 << 29).unwrap();
+        meter.look_after(&room, Duration::from_millis(100));
+        let mut burst = |silence| {
+            meter.look_after(&room, silence);
+            room.give_back(&tenant("a"), 4_000_000, true);
+            meter.look_after(&room, silence + Duration::from_millis(100));
+            room.stats().drain_bytes_per_second
+        };
+        assert_eq!(burst(Duration::ZERO), 40_000_000);
+        let slow = burst(Duration::from_millis(1_900));
+        assert!((1_900_000..2_600_000).contains(&slow), "{slow}");
     }
 
     #[test]

@@ -10,9 +10,12 @@ use std::{
     time::Duration,
 };
 
-use tidegate_event::Offset;
+use tidegate_event::{Offset, Partition};
 use tidegate_ingest::{
-    sink::{self, LaneRows, Sink, SinkConfig, SinkState, SinkStatus, WriteError, freshness::Met},
+    sink::{
+        self, LaneRows, Sink, SinkConfig, SinkParts, SinkState, SinkStatus, WriteError,
+        freshness::Met, state::Files,
+    },
     storage::Disk,
 };
 
@@ -173,4 +176,48 @@ fn a_drain_ends_although_others_go_on_appending() {
     assert_eq!(sinks.status()[0].partitions[0].state, SinkState::Drained);
     sinks.stop();
     assert!(pipe.offsets(&config)["acme/view"].contains(&before.0));
+}
+
+/// Notes what it is told, in order.
+#[derive(Default)]
+struct Told(Mutex<Vec<String>>);
+
+impl Sink for Told {
+    fn write(&self, rows: &LaneRows<'_>) -> Result<(), WriteError> {
+        self.0.lock().unwrap().push(format!("write {}", rows.partition));
+        Ok(())
+    }
+
+    fn begins_with(&self, partition: Partition) {
+        self.0.lock().unwrap().push(format!("begin {partition}"));
+    }
+
+    fn probe(&self) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+/// Scenario: a partition of a shared log comes, goes to another process and comes back.
+/// Guarantees: each time, before anything of it is written, the sink is told to forget what it knows of it.
+#[test]
+fn a_sink_is_told_when_a_partition_begins_before_it_writes() {
+    let mut pipe = Pipe::new();
+    let told = Arc::new(Told::default());
+    let parts = SinkParts { shared_as: Some("me".to_owned()), ..pipe.parts(Arc::new(Disk)) };
+    let opened = vec![(configured("told", ""), Arc::clone(&told) as Arc<dyn Sink>)];
+    let sinks = sink::start_with(opened, &parts).unwrap();
+    let partition = Partition(0);
+    let states = Files { storage: Arc::new(Disk), dir: pipe.data().join("sinks"), partition };
+    let mut expected = Vec::new();
+    for _ in 0..2 {
+        fill(&mut pipe, 1);
+        assert_eq!(*told.0.lock().unwrap(), expected, "it is nobody's yet");
+        sinks.own(&parts.logs[0], &states).unwrap();
+        pipe.clock.advance(5_000_000);
+        expected.push("begin 0".to_owned());
+        expected.extend(vec!["write 0".to_owned(); 4]);
+        eventually("it is written", || *told.0.lock().unwrap() == expected);
+        assert!(sinks.disown(partition, Duration::from_secs(20)));
+    }
+    sinks.stop();
 }
