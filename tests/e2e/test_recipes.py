@@ -63,7 +63,7 @@ def orders(server, key, count=200):
 
 def offsets(server):
     """Of the events in the lake, without dead letters."""
-    return [row["log_offset"] for row in server.rows("order")]
+    return [row["log_offset"] for row in server.rows("order")] if server.count("order") else []
 
 
 def test_a_schema_was_wrong(make_server):
@@ -90,16 +90,15 @@ def test_what_the_lake_lost_comes_back(make_server, title):
     """Scenario: a file of the lake is gone. Guarantees: after the recipe every row is there once, as it was."""
     server = make_server().start()
     key = server.add_tenant("acme")
-    orders(server, key, 100)
+    for first in (0, 100):
+        server.accept([{"event_type": "order", "n": n, "size": n} for n in range(first, first + 60)], key)
+        server.settle()
     before = server.rows("order")
-    orders(server, key, 50)
-    lost = min((server.lake / "events").rglob("*.parquet"))
-    lost.unlink()
-    assert len(offsets(server)) < 150
+    min((server.lake / "events").rglob("*.parquet")).unlink()
+    assert len(offsets(server)) < 120
     on_call = OnCall(server)
     on_call.follow(title)
-    assert offsets(server) == list(range(150))
-    assert server.rows("order")[: len(before)] == before
+    assert server.rows("order") == before
     compared = on_call.compared()
     assert (compared["missing"], compared["changed"]) == (0, 0) and compared["extra"] > 0, compared
 
