@@ -86,7 +86,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.refuse("Code: 516. DB::Exception: default: Authentication failed", 403)
         spoiled, insert = "", {}
         if INSERT.fullmatch(statement):
-            insert = {"statement": statement, "bytes": len(data), "ended": False, **dict(settings)}
+            insert = {"statement": statement, "bytes": len(data), "ended": False, "held_up": False, "number": len(Handler.inserts)}
+            insert.update(settings)
             Handler.inserts.append(insert)
             if Handler.spoil["left"] > 0:
                 Handler.spoil["left"] -= 1
@@ -96,7 +97,7 @@ class Handler(BaseHTTPRequestHandler):
         if spoiled == "proxy_page":
             return self.answer(200, b"<html>Welcome</html>")
         if spoiled == "late_request":
-            time.sleep(Handler.spoil.get("seconds", 2))
+            self.hold_up(insert)
         try:
             found = self.engine.run(statement, settings, data)
         except Exception as error:  # whatever the engine raises is its answer
@@ -105,10 +106,21 @@ class Handler(BaseHTTPRequestHandler):
         if spoiled == "drop_answer":
             return self.cut()
         if spoiled == "late_answer":
-            time.sleep(Handler.spoil.get("seconds", 2))
+            self.hold_up(insert)
         if spoiled == "bad_gateway":
             return self.answer(502, b"no answer from upstream")
         self.answer(200, found, {"X-ClickHouse-Query-Id": given.get("query_id", "")})
+
+    def hold_up(self, insert):
+        """For some seconds, or until something else is to be spoiled, or nothing."""
+        orders = Handler.spoil
+        insert["held_up"] = True
+        if orders.get("until_told"):
+            while Handler.spoil is orders:
+                time.sleep(0.02)
+        else:
+            time.sleep(orders.get("seconds", 2))
+        insert["held_up"] = False
 
     def refuse(self, text, status=500):
         text = text[max(text.find("Code: "), 0) :]

@@ -5,9 +5,10 @@ from harness import http, toml, wait_until
 
 def on_kafka(kafka, topic, more="", *, partitions=2, safe=False, session="6s", delivery="15s"):
     """What a server's `[log]` says to have its log on `topic`."""
+    ids = 'dedup_window = "0s"' if "request" in more else ""
     copies = "replication = 3\nmin_insync = 2" if safe else "replication = 1\nmin_insync = 1"
     return f"""kind = "kafka"
-dedup_window = "0s"
+{ids}
 [log.kafka]
 servers = {toml(kafka.servers)}
 topic = {toml(topic)}

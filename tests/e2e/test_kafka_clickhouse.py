@@ -33,7 +33,6 @@ def test_the_server_the_engine_and_the_broker_killed_in_turn_lose_and_double_not
     Guarantees: every acknowledged event is in ClickHouse, count = different places, and the books balance."""
     kafka, engine = parts
     log = f"""kind = "kafka"
-dedup_window = "0s"
 [log.kafka]
 servers = {toml(kafka.servers)}
 topic = "events"

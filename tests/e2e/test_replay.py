@@ -92,11 +92,10 @@ def test_a_replay_under_load_and_kills_leaves_live_as_it_was(make_server, clickh
             server.send(events, key)
     server.settle()
     first, end = 333, 1777
-    load = Load(server, keys[0], "live", rate=300, batch=10, seconds=60)
-    wait_until("live traffic flows", lambda: load.journal.exists() and load.journal.stat().st_size)
     below = server.offsets_given()
-    server.settle()
     files, tables = files_of_live(server), {table: rows_of_live(clickhouse, table, below) for table in ("order", "view", "_dead_letters")}
+    load = Load(server, keys[0], "live", rate=300, batch=10, seconds=120)
+    wait_until("live traffic flows", lambda: load.journal.exists() and load.journal.stat().st_size)
     plan = server.folder / "plan.json"
     made = replay(server, "--from", first, "--to", end, "--shadow", "--max-rate", 400, "--plan", plan)
     assert made["window"][0]["events"] == end - first, made

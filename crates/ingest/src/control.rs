@@ -1,7 +1,7 @@
 //! The control log: what operators did, when and who, written down before it takes effect.
 //!
 //! `control.jsonl` in the data folder, only ever added to: `{"crc32c":n,"action":{…}}`, a line an
-//! action, synced before [`Control::record`] returns. Each line is checked by itself, so damage costs
+//! action (and an empty one where a process began to add), synced before [`Control::record`] returns. Each line is checked by itself, so damage costs
 //! the lines it lies in and no other. What a crash leaves of a line without its end was never answered
 //! for: it is cut, and the log says so. Replays and marks live by it; taking events never waits for it.
 
@@ -83,6 +83,9 @@ pub struct Control {
 struct End {
     file: Arc<dyn StorageFile>,
     at: u64,
+    /// What lies before it was read and not written by this process: it may not be on the disk as it was
+    /// read, after a failed sync. So the next line begins with an end of whatever that is.
+    is_found: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -135,7 +138,7 @@ impl Control {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let file = self.storage.create_new(&path)?;
                 self.storage.sync_dir(&self.dir)?;
-                return Ok(End { file, at: 0 });
+                return Ok(End { file, at: 0, is_found: false });
             }
             Err(error) => return Err(error),
         };
@@ -149,7 +152,7 @@ impl Control {
         }
         // Its name may be newer than the folder on the disk, after a crash right behind its making.
         self.storage.sync_dir(&self.dir)?;
-        Ok(End { file, at: whole as u64 })
+        Ok(End { file, at: whole as u64, is_found: true })
     }
 
     /// Writes `action` down; it is on the disk when this returns.
@@ -171,8 +174,10 @@ impl Control {
             Some(open) => open,
             None => self.find_end()?,
         };
-        let written = write_all_at(&*open.file, &mut [io::IoSlice::new(&line)], open.at)
-            .and_then(|()| open.file.sync_data());
+        let before: &[u8] = if open.is_found { b"\n" } else { b"" };
+        let mut pieces = [io::IoSlice::new(before), io::IoSlice::new(&line)];
+        let written =
+            write_all_at(&*open.file, &mut pieces, open.at).and_then(|()| open.file.sync_data());
         if let Err(error) = written {
             // Best cut off now: what was refused should not be read later as done.
             if let Err(cut) = open.file.set_len(open.at).and_then(|()| open.file.sync_data()) {
@@ -180,7 +185,8 @@ impl Control {
             }
             return Err(error.into());
         }
-        open.at += line.len() as u64;
+        open.at += (before.len() + line.len()) as u64;
+        open.is_found = false;
         *end = Some(open);
         Ok(())
     }
@@ -220,6 +226,9 @@ fn decode(bytes: &[u8]) -> Recorded {
     for (number, line) in (1..).zip(bytes.split_inclusive(|byte| *byte == b'\n')) {
         // One without its end is being written now, or was when it crashed.
         let Some(line) = line.strip_suffix(b"\n") else { break };
+        if line.is_empty() {
+            continue;
+        }
         match decode_line(line) {
             Some(action) => recorded.actions.push(action),
             None => recorded.damaged.push(number),

@@ -112,6 +112,8 @@ counter! {
     kafka_foreign_messages() = "tidegate_kafka_foreign_messages_total";
     #[doc = "Requests that Kafka did not acknowledge in time: answered 503."]
     kafka_unacknowledged_requests() = "tidegate_kafka_unacknowledged_requests_total";
+    #[doc = "Events of the log's topic that came twice by their id: shown to no sink."]
+    kafka_deduplicated_events(partition) = "tidegate_kafka_deduplicated_events_total";
 }
 
 gauge! {

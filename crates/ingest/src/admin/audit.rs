@@ -228,6 +228,7 @@ fn lines_of(pipeline: &Pipeline, ledgers: &[LedgerCopy]) -> BTreeMap<Key, Line> 
             let line = lines.entry(key.clone()).or_default();
             line.accepted += tally.accepted;
             line.dead_lettered += tally.dead_lettered;
+            line.deduplicated += tally.deduplicated;
         }
     }
     for (tenant, mut page) in pipeline.books.copy() {
@@ -335,7 +336,8 @@ fn count_log(
                 expected.set(range.to());
             }
         };
-        scan_all(&**log, from, as_of, empty, |event| {
+        let log = pipeline.writers.as_read(log);
+        scan_all(&*log, from, as_of, empty, |event| {
             lost.add(event.partition, (expected.get(), event.offset), &up_to);
             expected.set(event.offset.plus(1));
             let Some(entry) = entry_of(&mut found, event.batch.tenant, event.record.kind.name)

@@ -93,7 +93,7 @@ pub(super) async fn list(
     State(pipeline): State<Shared>,
     Query(wanted): Query<Wanted>,
 ) -> Result<Json<Value>, Problem> {
-    blocking(move || find(&pipeline.logs, &wanted)).await.map(Json)
+    blocking(move || find(&pipeline.as_read(), &wanted)).await.map(Json)
 }
 
 fn find(logs: &[Arc<dyn LogSource>], wanted: &Wanted) -> Result<Value, Problem> {
@@ -180,6 +180,7 @@ pub(super) async fn redrive(
     // One at a time: two could each find the same letter not re-driven yet.
     let _one = pipeline.redrives.lock().await;
     let wanted = Arc::new(wanted);
+    asked_code(&wanted)?;
     if !wanted.dry_run {
         let (recording, asked) = (Arc::clone(&pipeline), Arc::clone(&wanted));
         blocking(move || record(&recording, &asked)).await?;
@@ -249,19 +250,27 @@ struct Gathered {
     next: Option<Place>,
 }
 
-fn gather(pipeline: &Shared, wanted: &Redrive, from: Place) -> Result<Gathered, Problem> {
+/// The code that is asked for, of a question that makes sense.
+fn asked_code(wanted: &Redrive) -> Result<Option<Code>, Problem> {
     let code = known_code(wanted.code.as_deref())?;
-    let (tenant, kind) = (wanted.tenant.as_deref(), wanted.event_type.as_deref());
-    if wanted.offsets.is_none() && tenant.is_none() && kind.is_none() && code.is_none() {
+    let Redrive { tenant, event_type, offsets, .. } = wanted;
+    if offsets.is_none() && tenant.is_none() && event_type.is_none() && code.is_none() {
         let detail = "say which: tenant, event_type, code or offsets";
         return Err(Problem::bad_request(detail));
     }
+    Ok(code)
+}
+
+fn gather(pipeline: &Shared, wanted: &Redrive, from: Place) -> Result<Gathered, Problem> {
+    let code = asked_code(wanted)?;
+    let (tenant, kind) = (wanted.tenant.as_deref(), wanted.event_type.as_deref());
     let places: Option<BTreeSet<Place>> =
         wanted.offsets.as_ref().map(|p| p.iter().copied().collect());
-    let done = redriven(&pipeline.logs)?;
+    let done = redriven(&pipeline.as_read())?;
     let mut gathered = Gathered { matched: 0, skipped: 0, letters: Letters::new(), next: None };
     let mut bytes = 0;
-    for log in pipeline.logs.iter().filter(|log| from.partition <= log.partition().0) {
+    let logs = pipeline.as_read();
+    for log in logs.iter().filter(|log| from.partition <= log.partition().0) {
         let start = if log.partition().0 == from.partition { from.offset } else { 0 };
         scan(&**log, Offset(start), log.latest(), |event| {
             let place = Place { partition: event.partition.0, offset: event.offset.0 };

@@ -1,6 +1,6 @@
 //! Live events as they become durable, one JSON object a line.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
@@ -46,12 +46,13 @@ pub(super) async fn tail(
     Query(wanted): Query<Wanted>,
 ) -> Result<Response, Problem> {
     let (lines, received) = mpsc::channel::<Bytes>(LINES_WAITING);
-    let wanted = std::sync::Arc::new(wanted);
+    let wanted = Arc::new(wanted);
     for log in pipeline.logs.clone() {
-        let (lines, wanted) = (lines.clone(), std::sync::Arc::clone(&wanted));
+        let (lines, wanted) = (lines.clone(), Arc::clone(&wanted));
+        let pipeline = Arc::clone(&pipeline);
         std::thread::Builder::new()
             .name(format!("tail-{}", log.partition()))
-            .spawn(move || follow(&*log, &wanted, &lines))
+            .spawn(move || follow(&pipeline, &log, &wanted, &lines))
             .map_err(|e| Problem::internal(format!("no thread to follow the log: {e}")))?;
     }
     drop(lines);
@@ -65,14 +66,21 @@ pub(super) async fn tail(
         .map_err(|e| Problem::internal(e.to_string()))
 }
 
-fn follow(log: &dyn LogSource, wanted: &Wanted, lines: &mpsc::Sender<Bytes>) {
-    let mut at = log.latest();
+fn follow(
+    pipeline: &Shared,
+    log: &Arc<dyn LogSource>,
+    wanted: &Wanted,
+    lines: &mpsc::Sender<Bytes>,
+) {
+    let mut at = pipeline.writers.as_read(log).latest();
     while !lines.is_closed() {
+        // Whose the partition is may change meanwhile.
+        let log = pipeline.writers.as_read(log);
         if !log.wait_past(at, LOOK_AGAIN) {
             continue;
         }
         let to = log.latest();
-        if let Err(problem) = scan(log, at, to, |event| Ok(show(event, wanted, lines))) {
+        if let Err(problem) = scan(&*log, at, to, |event| Ok(show(event, wanted, lines))) {
             tracing::warn!(?problem, partition = log.partition().0, "a tail ended early");
             return;
         }

@@ -9,6 +9,7 @@ use toml::{Table, Value};
 
 use super::Config;
 use crate::{
+    kafka::PartitionBy,
     log::{LogConfig, LogKind},
     sink::SinkKind,
 };
@@ -263,11 +264,10 @@ pub fn check(config: &Config) -> Vec<String> {
 fn kafka_faults(log: &LogConfig) -> Vec<String> {
     let mut faults: Vec<_> =
         log.kafka.faults().into_iter().map(|fault| format!("log.kafka.{fault}")).collect();
-    let remembers = !log.dedup_window.0.is_zero()
-        || log.dedup_windows.values().any(|window| !window.0.is_zero());
-    if remembers {
-        let text = "log.dedup_window: on Kafka ids are not deduplicated, a client that sends again after \
-                    a lost answer leaves a second event; write \"0s\" (and no log.dedup_windows)";
+    if log.remembers() && log.kafka.partition_by == PartitionBy::Request {
+        let text = "log.kafka.partition_by = \"request\": an id that is sent again goes to another partition, \
+                    where nobody knows it; write \"tenant\", or log.dedup_window = \"0s\" (and no \
+                    log.dedup_windows): then a client that sends again leaves a second event";
         faults.push(text.to_owned());
     }
     if log.partitions != LogConfig::default().partitions {
@@ -290,6 +290,22 @@ mod tests {
 
     fn parse_with(text: &str, env: &[(&str, &str)]) -> Result<Config, ConfigError> {
         parse("test.toml", text, env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())))
+    }
+
+    #[test]
+    fn ids_are_remembered_on_kafka_where_each_goes_to_one_partition() {
+        let with = |more: &str| {
+            check(&parse_with(&format!("[log]\nkind = \"kafka\"\n{more}"), &[]).unwrap())
+        };
+        let told = |faults: &[String]| faults.iter().any(|fault| fault.contains("partition_by"));
+        assert!(!told(&with("")));
+        let request = "[log.kafka]\npartition_by = \"request\"";
+        assert!(told(&with(request)));
+        assert!(told(&with(&format!(
+            "dedup_window = \"0s\"\ndedup_windows = {{ a = \"1m\" }}\n{request}"
+        ))));
+        assert!(!told(&with(&format!("dedup_window = \"0s\"\n{request}"))));
+        assert!(!told(&with(&format!("dedup_ids = 0\n{request}"))));
     }
 
     #[test]

@@ -205,6 +205,8 @@ impl Clients {
             .set("transactional.id", id)
             .set("transaction.timeout.ms", "10000")
             .set("message.timeout.ms", "10000")
+            // Whatever `options` say for the others: here it may not be longer than a transaction.
+            .set("socket.timeout.ms", "10000")
             .set("message.max.bytes", message_bytes.to_string())
             .set("compression.codec", "zstd")
             .set("linger.ms", "0");

@@ -26,18 +26,24 @@ use tidegate_event::Partition;
 use super::{
     client::Listener,
     cluster::{Cluster, number},
-    ledger::Ledger,
+    duplicates::{self, Records},
+    ledger::{Ledger, Remembering},
     state::{Kept, Pulse, SinkStates},
+    tenure::{IdsRoom, Tenure},
 };
-use crate::sink::Sinks;
+use crate::{
+    clock::Clock,
+    sink::{Sinks, source::LogSource},
+    writer::{DedupStatus, KnownIds, WriterSettings},
+};
 
 /// How long the sinks may take to stop before a partition is given back all the same: what they still
 /// write is what they had promised.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
 /// When taking over is tried again.
 const AGAIN: Duration = Duration::from_secs(2);
-/// The books of one partition are counted for so long, then it is another one's turn.
-const COUNT_FOR: Duration = Duration::from_millis(200);
+/// What was found to be there twice takes no more memory than this of one partition: four million runs.
+const RECORD_BYTES_MAX: u64 = 16 << 20;
 const TICK: Duration = Duration::from_millis(200);
 
 /// The partitions that are ours.
@@ -50,7 +56,10 @@ struct Inner {
     sinks: Arc<Sinks>,
     wanted: Mutex<BTreeSet<Partition>>,
     changed: Condvar,
-    owned: Mutex<BTreeMap<Partition, Tenure>>,
+    owned: Mutex<BTreeMap<Partition, Arc<Tenure>>>,
+    settings: WriterSettings,
+    clock: Arc<dyn Clock>,
+    ids: Arc<IdsRoom>,
     problems: Mutex<BTreeMap<Partition, String>>,
     /// Partitions that another process took: not before this are they taken again, for by then the
     /// group has told whose they are.
@@ -58,12 +67,6 @@ struct Inner {
     ending: AtomicBool,
     pulse: Arc<Pulse>,
     threads: Mutex<Vec<JoinHandle<()>>>,
-}
-
-#[derive(Clone)]
-struct Tenure {
-    kept: Arc<Kept>,
-    ledger: Arc<Ledger>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -76,6 +79,8 @@ impl Ownership {
         cluster: &Arc<Cluster>,
         state_partitions: u32,
         sinks: Arc<Sinks>,
+        settings: &WriterSettings,
+        clock: Arc<dyn Clock>,
     ) -> Result<Self, KafkaError> {
         let inner = Arc::new(Inner {
             cluster: Arc::clone(cluster),
@@ -85,6 +90,9 @@ impl Ownership {
             wanted: Mutex::default(),
             changed: Condvar::new(),
             owned: Mutex::default(),
+            settings: settings.clone(),
+            clock,
+            ids: Arc::new(IdsRoom::new(settings)),
             problems: Mutex::default(),
             not_before: Mutex::default(),
             ending: AtomicBool::new(false),
@@ -118,8 +126,28 @@ impl Ownership {
 
     /// Why partitions that should be ours are not, one sentence each.
     pub fn problems(&self) -> Vec<String> {
-        let problems = lock(&self.0.problems);
-        problems.iter().map(|(partition, why)| format!("partition {partition}: {why}")).collect()
+        let told = |partition: &Partition, why: &str| format!("partition {partition}: {why}");
+        let mut all: Vec<_> =
+            lock(&self.0.problems).iter().map(|(partition, why)| told(partition, why)).collect();
+        for (partition, tenure) in lock(&self.0.owned).iter() {
+            all.extend(tenure.problem().map(|why| told(partition, &why)));
+            if tenure.ledger.is_full() {
+                let why = "more events came twice than can be written down: no more are dropped \
+                           until retention has removed the old ones (docs/deduplication.md)";
+                all.push(told(partition, why));
+            }
+        }
+        all
+    }
+
+    /// What is remembered of the ids of our partitions.
+    pub fn dedup(&self) -> Vec<DedupStatus> {
+        lock(&self.0.owned).values().filter_map(|tenure| tenure.ledger.dedup()).collect()
+    }
+
+    /// The partition as its sinks read it; `None`: it is not ours.
+    pub fn view(&self, partition: Partition) -> Option<Arc<dyn LogSource>> {
+        lock(&self.0.owned).get(&partition).map(|tenure| tenure.view())
     }
 
     /// The books of our partitions, counted up to their ends.
@@ -175,7 +203,6 @@ impl Inner {
                     }
                 }
             }
-            self.count();
             let wanted = lock(&self.wanted);
             let _woken = self.changed.wait_timeout(wanted, TICK);
         }
@@ -193,7 +220,7 @@ impl Inner {
 
     fn give_back_unwanted(&self) {
         let wanted = lock(&self.wanted).clone();
-        let gone = |(partition, tenure): (&Partition, &Tenure)| {
+        let gone = |(partition, tenure): (&Partition, &Arc<Tenure>)| {
             (!wanted.contains(partition) || tenure.kept.is_fenced()).then_some(*partition)
         };
         let unwanted: Vec<_> = lock(&self.owned).iter().filter_map(gone).collect();
@@ -205,7 +232,10 @@ impl Inner {
         match self.try_to_take(partition) {
             Ok(tenure) => {
                 lock(&self.problems).remove(&partition);
-                lock(&self.owned).insert(partition, tenure);
+                let mut owned = lock(&self.owned);
+                owned.insert(partition, tenure);
+                self.ids.shared_by(owned.len());
+                drop(owned);
                 tracing::info!(
                     partition = partition.0,
                     "the partition is ours: its sinks run here"
@@ -220,7 +250,7 @@ impl Inner {
         }
     }
 
-    fn try_to_take(&self, partition: Partition) -> Result<Tenure, Box<dyn Error>> {
+    fn try_to_take(&self, partition: Partition) -> Result<Arc<Tenure>, Box<dyn Error>> {
         let place = number(Partition(partition.0 % self.state_partitions));
         let id = format!("{}-{partition}", self.cluster.log_id);
         let pulse = Arc::clone(&self.pulse);
@@ -229,41 +259,45 @@ impl Inner {
         // Behind the take-over: what the owner before wrote down is below this end.
         self.cluster.ask(partition)?;
         let log = self.cluster.source(partition);
-        let ledger = Arc::new(Ledger::open(Arc::clone(&log), Arc::clone(&kept))?);
-        self.sinks.own(&log, &SinkStates { kept: Arc::clone(&kept), partition })?;
-        Ok(Tenure { kept, ledger })
+        // What was found to be there twice may be much, and is of use to the partition's owner alone.
+        kept.keep_only(|key| {
+            !key.starts_with(duplicates::PREFIX) || Records::is_piece(partition, key)
+        });
+        let ids = Arc::clone(&self.ids);
+        let remembering = Remembering {
+            known: KnownIds::new(&self.settings, partition),
+            ids_max: Arc::new(move || ids.share()),
+            record_bytes: RECORD_BYTES_MAX,
+        };
+        let (store, clock) = (Arc::clone(&kept), Arc::clone(&self.clock));
+        let ledger = Arc::new(Ledger::open(log, store, clock, remembering)?);
+        let tenure = Arc::new(Tenure::begin(Arc::clone(&kept), ledger)?);
+        let owned = self.sinks.own(&tenure.view(), &SinkStates { kept, partition });
+        if owned.is_err() {
+            tenure.end();
+        }
+        Ok(owned.map(|()| tenure)?)
     }
 
     fn give_back(&self, partition: Partition) {
         let Some(tenure) = lock(&self.owned).get(&partition).cloned() else { return };
         let stopped = self.sinks.disown(partition, STOP_WITHIN);
-        if tenure.kept.is_fenced() {
+        tenure.end();
+        if tenure.kept.is_spent() {
+            lock(&self.not_before).insert(partition, Instant::now() + AGAIN);
+        } else if tenure.kept.is_fenced() {
             tracing::warn!(partition = partition.0, "another process has taken the partition over");
             let at = Instant::now() + 2 * self.cluster.clients.config.session_timeout.0;
             lock(&self.not_before).insert(partition, at);
         } else if let Err(error) = tenure.ledger.save(true) {
             tracing::warn!(partition = partition.0, %error, "the books of a partition were not written; its next owner counts again");
         }
-        lock(&self.owned).remove(&partition);
+        let mut owned = lock(&self.owned);
+        owned.remove(&partition);
+        self.ids.shared_by(owned.len());
+        drop(owned);
         self.changed.notify_all();
         tracing::info!(partition = partition.0, stopped, "the partition is not ours any more");
-    }
-
-    fn count(&self) {
-        let tenures: Vec<_> = lock(&self.owned).values().cloned().collect();
-        for tenure in tenures {
-            let ledger = &tenure.ledger;
-            let until = Some(Instant::now() + COUNT_FOR);
-            if let Err(error) = ledger.count_up_to(ledger.log().latest(), until) {
-                tracing::warn!(%error, "the books of a partition cannot be counted now");
-            }
-            match ledger.save(false) {
-                Ok(()) | Err(crate::sink::state::SaveError::Fenced) => {}
-                Err(error) => {
-                    tracing::warn!(%error, "the books of a partition cannot be written now")
-                }
-            }
-        }
     }
 
     fn gained(&self, partitions: &[Partition]) {

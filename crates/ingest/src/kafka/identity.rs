@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     client::Clients,
-    state::{Kept, Pulse, TakeOverError},
+    state::{Kept, Pulse, Store, TakeOverError},
 };
 use crate::sink::state::SaveError;
 
@@ -78,7 +78,7 @@ fn look_or_make(clients: &Clients) -> Result<String, IdentityError> {
     let (topic, name) = (clients.config.state_topic(), &clients.config.topic);
     let pulse = Arc::new(Pulse::new(Duration::MAX));
     let kept = Kept::take_over(clients, &topic, 0, &format!("{topic}-id"), pulse)?;
-    if let Some(text) = kept.get(KEY) {
+    if let Some(text) = Store::get(&*kept, KEY) {
         return known(&text, name).map_err(|why| IdentityError::Foreign { topic, why });
     }
     let log_id = random();

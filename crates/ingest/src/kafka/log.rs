@@ -1,7 +1,10 @@
 //! The log on Kafka as the rest of the program sees it: opened, appended to, asked.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -22,6 +25,7 @@ use super::{
 };
 use crate::{
     books::Open,
+    clock::Clock,
     normalize::SharedContents,
     sink::{Sinks, source::LogSource},
     storage::LockGuard,
@@ -54,6 +58,7 @@ pub struct KafkaLog {
     found: Found,
     producer: Mutex<Option<Arc<Producer>>>,
     ownership: Mutex<Option<Ownership>>,
+    remembers: AtomicBool,
     /// The data folder: this process alone has it.
     _folder: LockGuard,
 }
@@ -78,7 +83,8 @@ pub fn open(
     let log_id = identity::identify(&clients)?;
     let cluster = Cluster::open(clients, &log_id, found.partitions)?;
     let (producer, ownership) = (Mutex::default(), Mutex::default());
-    Ok(Arc::new(KafkaLog { cluster, found, producer, ownership, _folder: folder }))
+    let remembers = AtomicBool::new(false);
+    Ok(Arc::new(KafkaLog { cluster, found, producer, ownership, remembers, _folder: folder }))
 }
 
 impl KafkaLog {
@@ -121,9 +127,16 @@ impl KafkaLog {
     ///
     /// # Errors
     /// As librdkafka says it.
-    pub fn begin_owning(&self, sinks: Arc<Sinks>) -> Result<(), OpenError> {
-        let ownership = Ownership::start(&self.cluster, self.found.state_partitions, sinks)?;
+    pub fn begin_owning(
+        &self,
+        sinks: Arc<Sinks>,
+        settings: &WriterSettings,
+        clock: Arc<dyn Clock>,
+    ) -> Result<(), OpenError> {
+        let partitions = self.found.state_partitions;
+        let ownership = Ownership::start(&self.cluster, partitions, sinks, settings, clock)?;
         *lock(&self.ownership) = Some(ownership);
+        self.remembers.store(settings.remembers(), Ordering::Relaxed);
         Ok(())
     }
 
@@ -185,14 +198,32 @@ impl LogWriter for KafkaLog {
         let mut copies = Vec::new();
         for ledger in ledgers {
             let end = ledger.log().latest();
-            ledger.count_up_to(end, None).map_err(|error| error.to_string())?;
+            ledger.count_up_to(end, None, || true).map_err(|error| error.to_string())?;
             copies.push(ledger.copy());
         }
         Ok(copies)
     }
 
     fn dedup(&self) -> Vec<DedupStatus> {
-        Vec::new()
+        lock(&self.ownership).as_ref().map(Ownership::dedup).unwrap_or_default()
+    }
+
+    fn as_read(&self, log: &Arc<dyn LogSource>) -> Arc<dyn LogSource> {
+        let ownership = lock(&self.ownership);
+        let view = ownership.as_ref().and_then(|ownership| ownership.view(log.partition()));
+        view.unwrap_or_else(|| Arc::clone(log))
+    }
+
+    fn to_replay(&self, log: &Arc<dyn LogSource>) -> Result<Arc<dyn LogSource>, String> {
+        let ownership = lock(&self.ownership);
+        let view = ownership.as_ref().and_then(|ownership| ownership.view(log.partition()));
+        view.ok_or_else(|| {
+            let partition = log.partition();
+            format!(
+                "partition {partition} is another server's at the moment, which knows what came twice in it: \
+                 ask that one (`ingestctl status`, partitions_owned), with --partition {partition}"
+            )
+        })
     }
 
     fn about(&self) -> Value {
@@ -216,7 +247,7 @@ impl LogWriter for KafkaLog {
             "throttled_milliseconds": millis(self.cluster.clients.heard.throttled()),
             "away_seconds": self.cluster.away().map(|away| away.as_secs()),
             "error": self.cluster.clients.heard.error(),
-            "deduplication": "off",
+            "deduplication": if self.remembers.load(Ordering::Relaxed) { "on" } else { "off" },
         })
     }
 

@@ -11,7 +11,8 @@
 //! | `cluster`, `reader` | the partitions' extents; reading one, as sinks see a log |
 //! | `state` | what outlives a process, written by one owner at a time |
 //! | `group` | which partitions are ours; takes over, starts sinks, gives back |
-//! | `ledger` | the books of our partitions |
+//! | `tenure`, `ledger` | the books of our partitions, counted by a thread for each |
+//! | `duplicates` | which events came twice: decided once, by the partition's owner |
 //! | `schemas` | contents that events were judged by, for every process |
 //!
 //! Offsets and partitions are Kafka's own. Retention is Kafka's too: it waits for no sink.
@@ -26,6 +27,8 @@ mod check;
 mod client;
 #[cfg(feature = "kafka")]
 mod cluster;
+#[cfg(feature = "kafka")]
+mod duplicates;
 #[cfg(feature = "kafka")]
 mod group;
 #[cfg(feature = "kafka")]
@@ -48,6 +51,8 @@ mod room;
 mod schemas;
 #[cfg(feature = "kafka")]
 mod state;
+#[cfg(feature = "kafka")]
+mod tenure;
 
 pub use config::{Compression, KafkaConfig, Mechanism, PartitionBy, Sasl, Tls};
 

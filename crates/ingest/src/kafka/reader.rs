@@ -47,6 +47,8 @@ pub(super) struct Reader {
     decided: Offset,
     /// and it came to the end without it: what is left may be no events at all.
     tail: bool,
+    /// It did not give what it must have: nobody is lent this consumer again.
+    doubtful: bool,
     decoder: Decoder,
 }
 
@@ -84,6 +86,7 @@ impl Reader {
             ahead: None,
             decided: from,
             tail: false,
+            doubtful: false,
             decoder: Decoder::default(),
         };
         reader.begin()?;
@@ -171,6 +174,7 @@ impl SourceReader for Reader {
             let expected = !self.tail && self.at < self.cluster.latest(self.partition);
             let left = COMES_WITHIN.saturating_sub(began.elapsed());
             if expected && left.is_zero() {
+                self.doubtful = true;
                 let error = self.cluster.clients.heard.error().unwrap_or_default();
                 let cause = format!("Kafka gives nothing from offset {} on {error}", self.at);
                 return Err(SourceError::Read { cause: cause.trim_end().to_owned() });
@@ -206,7 +210,9 @@ impl SourceReader for Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        if let Some(consumer) = self.consumer.take() {
+        if let Some(consumer) = self.consumer.take()
+            && !self.doubtful
+        {
             self.cluster.give_back(consumer);
         }
     }

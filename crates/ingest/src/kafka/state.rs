@@ -9,7 +9,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -30,6 +30,9 @@ use crate::sink::state::{SaveError, StateStore, StateStores};
 pub(super) const VALUE_BYTES_MAX: u64 = 64 << 20;
 /// How long Kafka may take for one step.
 const STEP: Duration = Duration::from_secs(15);
+/// How long one call of it waits. What the client has to tell counts as outstanding for it, and is
+/// served between two calls alone.
+const CALL: Duration = Duration::from_secs(1);
 /// How long reading a partition's state may take.
 const READ_WITHIN: Duration = Duration::from_secs(60);
 
@@ -40,6 +43,8 @@ pub(super) struct Kept {
     producer: Mutex<BaseProducer<Listener>>,
     values: Mutex<HashMap<String, Vec<u8>>>,
     fenced: AtomicBool,
+    /// Its producer can write nothing any more; another one can.
+    spent: AtomicBool,
     pulse: Arc<Pulse>,
 }
 
@@ -104,6 +109,39 @@ impl ProducerContext for Listener {
     fn delivery(&self, _: &rdkafka::message::DeliveryResult<'_>, (): ()) {}
 }
 
+/// A partition's state as its books and what was decided of it need it.
+pub(super) trait Store: Send + Sync {
+    /// The names of all values.
+    fn keys(&self) -> Vec<String>;
+    /// One value.
+    fn get(&self, key: &str) -> Option<Vec<u8>>;
+    /// One value, which is not asked for again.
+    fn take(&self, key: &str) -> Option<Vec<u8>>;
+    /// Replaces values, or removes them, all or none; durable on return. They are not given by
+    /// [`Store::get`]: who writes them has them.
+    fn put_all(&self, values: &[(String, Option<Vec<u8>>)]) -> Result<(), SaveError>;
+}
+
+impl Store for Kept {
+    fn keys(&self) -> Vec<String> {
+        self.values().keys().cloned().collect()
+    }
+
+    fn get(&self, key: &str) -> Option<Vec<u8>> {
+        self.values().get(key).cloned()
+    }
+
+    fn take(&self, key: &str) -> Option<Vec<u8>> {
+        self.values().remove(key)
+    }
+
+    fn put_all(&self, values: &[(String, Option<Vec<u8>>)]) -> Result<(), SaveError> {
+        let values: Vec<_> =
+            values.iter().map(|(key, value)| (key.as_str(), value.as_deref())).collect();
+        self.write(&values)
+    }
+}
+
 impl Kept {
     /// Takes `number` of `topic` over as `id`: who had it before writes nothing any more.
     pub fn take_over(
@@ -118,18 +156,10 @@ impl Kept {
             clients.make(&config).map_err(TakeOverError::Begin)?;
         // Serves what the client is told first: its token.
         producer.poll(Duration::from_millis(10));
-        let until = Instant::now() + READ_WITHIN;
-        loop {
-            match producer.init_transactions(STEP) {
-                Ok(()) => break,
-                Err(error) if is_worth_a_try(&error) && Instant::now() < until => {
-                    producer.poll(Duration::from_millis(50));
-                }
-                Err(error) => return Err(TakeOverError::Begin(error)),
-            }
-        }
+        until_told(&producer, READ_WITHIN, || producer.init_transactions(STEP))
+            .map_err(TakeOverError::Begin)?;
         let mark = (format!("owner/{id}"), uuid::Uuid::now_v7().to_string());
-        write(&producer, topic, number, &mark.0, mark.1.as_bytes())
+        write(&producer, topic, number, &[(&mark.0, Some(mark.1.as_bytes()))])
             .map_err(TakeOverError::Begin)?;
         let values = read(clients, topic, number, &mark)?;
         Ok(Arc::new(Self {
@@ -138,32 +168,44 @@ impl Kept {
             producer: Mutex::new(producer),
             values: Mutex::new(values),
             fenced: AtomicBool::new(false),
+            spent: AtomicBool::new(false),
             pulse,
         }))
     }
 
-    pub fn get(&self, key: &str) -> Option<Vec<u8>> {
-        self.values.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
+    fn values(&self) -> MutexGuard<'_, HashMap<String, Vec<u8>>> {
+        self.values.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Forgets what is of other partitions than this one, whose state lies in the same place.
+    pub fn keep_only(&self, mut wanted: impl FnMut(&str) -> bool) {
+        self.values().retain(|key, _| wanted(key));
+    }
+
+    /// Nothing is written here any more.
     pub fn is_fenced(&self) -> bool {
-        self.fenced.load(Ordering::Acquire)
+        self.fenced.load(Ordering::Acquire) || self.is_spent()
+    }
+
+    /// Nobody has taken it over: it is to be taken anew.
+    pub fn is_spent(&self) -> bool {
+        self.spent.load(Ordering::Acquire)
     }
 
     /// Replaces one value; durable on return.
     pub fn put(&self, key: &str, value: &[u8]) -> Result<(), SaveError> {
+        self.write(&[(key, Some(value))])?;
+        self.values().insert(key.to_owned(), value.to_owned());
+        Ok(())
+    }
+
+    fn write(&self, values: &[(&str, Option<&[u8]>)]) -> Result<(), SaveError> {
         let producer = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
         if self.is_fenced() {
             return Err(SaveError::Fenced);
         }
-        match write(&producer, &self.topic, self.number, key, value) {
-            Ok(()) => {
-                let mut values = self.values.lock().unwrap_or_else(PoisonError::into_inner);
-                values.insert(key.to_owned(), value.to_owned());
-                Ok(())
-            }
-            Err(error) => Err(self.give_up(&producer, &error)),
-        }
+        let written = write(&producer, &self.topic, self.number, values);
+        written.map_err(|error| self.give_up(&producer, &error))
     }
 
     /// A transaction that failed is undone, so that the next one can begin.
@@ -174,46 +216,57 @@ impl Kept {
             return SaveError::Fenced;
         }
         if let Some((_, reason)) = fatal {
-            // Nothing can be written with it any more; whoever takes the partition next can.
-            self.fenced.store(true, Ordering::Release);
             tracing::error!(reason, "Kafka's producer of a partition's state failed for good");
+            self.spent.store(true, Ordering::Release);
             return SaveError::Fenced;
         }
-        if let Err(undone) = producer.abort_transaction(STEP) {
+        let undo = || producer.abort_transaction(CALL);
+        if let Err(undone) = until_told(producer, STEP, undo) {
             if is_fenced(&undone) {
                 self.fenced.store(true, Ordering::Release);
                 return SaveError::Fenced;
             }
-            tracing::warn!(error = %undone, "a transaction of a partition's state could not be undone");
+            // Whether it is committed may not be known. With this producer that stays so: it takes no other
+            // transaction before. One that begins anew ends it, and reads what is so.
+            tracing::warn!(%error, %undone, "a transaction of a partition's state was neither committed nor undone in time: it is taken anew");
+            self.spent.store(true, Ordering::Release);
+            return SaveError::Fenced;
         }
         SaveError::Io(std::io::Error::other(format!("{}: {error}", self.topic)))
     }
 }
 
-/// One value, in a transaction of its own.
+/// Some values, in a transaction of their own; `None` removes one.
 fn write(
     producer: &BaseProducer<Listener>,
     topic: &str,
     number: i32,
-    key: &str,
-    value: &[u8],
+    values: &[(&str, Option<&[u8]>)],
 ) -> Result<(), KafkaError> {
     producer.begin_transaction()?;
-    let message = BaseRecord::to(topic).partition(number).key(key).payload(value);
-    producer.send(message).map_err(|(error, _)| error)?;
-    commit(producer)
+    for (key, value) in values {
+        let mut message = BaseRecord::<str, [u8]>::to(topic).partition(number).key(key);
+        if let Some(value) = value {
+            message = message.payload(value);
+        }
+        producer.send(message).map_err(|(error, _)| error)?;
+    }
+    until_told(producer, 2 * STEP, || producer.commit_transaction(CALL))
 }
 
-/// Commits; asks again as long as it is not known whether it is.
-fn commit(producer: &BaseProducer<Listener>) -> Result<(), KafkaError> {
-    let until = Instant::now() + 2 * STEP;
+/// Asks again as long as it is not known whether it is done.
+fn until_told(
+    producer: &BaseProducer<Listener>,
+    within: Duration,
+    call: impl Fn() -> Result<(), KafkaError>,
+) -> Result<(), KafkaError> {
+    let until = Instant::now() + within;
     loop {
-        match producer.commit_transaction(STEP) {
-            Ok(()) => return Ok(()),
+        match call() {
             Err(error) if is_worth_a_try(&error) && Instant::now() < until => {
                 producer.poll(Duration::from_millis(50));
             }
-            Err(error) => return Err(error),
+            done => return done,
         }
     }
 }
@@ -297,7 +350,7 @@ impl StateStore for Key {
     }
 
     fn load(&self) -> std::io::Result<Option<Vec<u8>>> {
-        Ok(self.kept.get(&self.key))
+        Ok(Store::get(&*self.kept, &self.key))
     }
 
     fn save(&self, bytes: &[u8]) -> Result<(), SaveError> {

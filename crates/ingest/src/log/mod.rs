@@ -97,6 +97,15 @@ pub struct LogConfig {
     pub kafka: KafkaConfig,
 }
 
+impl LogConfig {
+    /// True where clients' ids are remembered at all.
+    #[must_use]
+    pub fn remembers(&self) -> bool {
+        let own = self.dedup_windows.values().any(|window| !window.0.is_zero());
+        0 < self.dedup_ids && (own || !self.dedup_window.0.is_zero())
+    }
+}
+
 impl Default for LogConfig {
     fn default() -> Self {
         Self {

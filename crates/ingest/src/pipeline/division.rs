@@ -20,6 +20,8 @@ pub struct Division {
     pub pool: u64,
     /// `log.dedup_ids`, or as many as fit into `ids`, of each partition.
     pub dedup_ids: usize,
+    /// The same of all partitions together.
+    pub dedup_ids_all: usize,
     /// `edge.limits.decoded_bytes`, or what one request can have of the pool.
     pub decoded_bytes: u64,
     /// `edge.limits.body_bytes`, or the same.
@@ -35,10 +37,23 @@ impl Division {
         let (bytes, limits) = (config.budget.bytes.0, &config.edge.limits);
         let partitions = u64::from(config.log.partitions.max(1));
         let sinks = if config.sink.is_empty() { 0 } else { bytes / 8 * 3 };
+        // Of a log on Kafka nobody knows yet how many partitions this process will have: any of them may
+        // have all that there is, and they share it (`kafka::tenure`).
+        let partitions = match config.log.kind {
+            LogKind::Embedded => partitions,
+            LogKind::Kafka => 1,
+        };
         let fit = bytes / 6 / ID_BYTES / partitions;
-        let fit = if config.log.kind == LogKind::Embedded { fit } else { 0 };
+        let fit = if remembers(config) { fit } else { 0 };
         let dedup_ids = config.log.dedup_ids.min(usize::try_from(fit).unwrap_or(usize::MAX));
-        let ids = dedup_ids as u64 * ID_BYTES * partitions;
+        let shared = match config.log.kind {
+            LogKind::Kafka if 0 < dedup_ids => fit.min(
+                (config.log.dedup_ids as u64).saturating_mul(config.log.kafka.partitions.into()),
+            ),
+            _ => dedup_ids as u64,
+        };
+        let ids = shared * ID_BYTES * partitions;
+        let dedup_ids_all = usize::try_from(shared * partitions).unwrap_or(usize::MAX);
         let pool = bytes.saturating_sub(sinks).saturating_sub(ids);
         // While a body is judged both it and its batch are held, and a batch is about as large; a fifth
         // is for what others hold meanwhile.
@@ -49,7 +64,7 @@ impl Division {
         let each = if tls { TLS_CONNECTION_BYTES } else { CONNECTION_BYTES };
         let fit = usize::try_from(pool / 2 / each).unwrap_or(usize::MAX);
         let connections = limits.connections.min(fit.max(1));
-        Self { sinks, ids, pool, dedup_ids, decoded_bytes, body_bytes, connections }
+        Self { sinks, ids, pool, dedup_ids, dedup_ids_all, decoded_bytes, body_bytes, connections }
     }
 
     /// What is less than configured, one sentence each: `budget.bytes` does not hold more.
@@ -57,8 +72,7 @@ impl Division {
     pub fn lowered(&self, config: &Config) -> Vec<String> {
         let limits = &config.edge.limits;
         // Where ids are not deduplicated, there is nothing to lower.
-        let remembers = config.log.kind == LogKind::Embedded;
-        let ids = if remembers { config.log.dedup_ids } else { 0 };
+        let ids = if remembers(config) { config.log.dedup_ids } else { 0 };
         let rows = [
             ("log.dedup_ids", self.dedup_ids as u64, ids as u64),
             ("edge.limits.decoded_bytes", self.decoded_bytes, limits.decoded_bytes.0),
@@ -72,6 +86,11 @@ impl Division {
             })
             .collect()
     }
+}
+
+/// False where no memory is kept for ids.
+fn remembers(config: &Config) -> bool {
+    config.log.kind == LogKind::Embedded || config.log.remembers()
 }
 
 #[cfg(test)]

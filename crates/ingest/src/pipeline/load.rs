@@ -53,6 +53,7 @@ pub(super) fn open_jobs(
 ) -> Result<Arc<Jobs>, StartError> {
     let jobs = Jobs::open(JobsParts {
         logs: parts.logs,
+        writers: Arc::default(),
         sinks: config.sink.clone(),
         schemas: Arc::clone(schemas),
         limits: scan_limits(config),

@@ -161,7 +161,8 @@ impl OpenedLog {
             #[cfg(feature = "kafka")]
             Kind::Kafka(log, _) => {
                 log.begin_appending(settings).map_err(part("log"))?;
-                log.begin_owning(Arc::clone(sinks)).map_err(part("log"))?;
+                let begun = log.begin_owning(Arc::clone(sinks), settings, Arc::clone(clock));
+                begun.map_err(part("log"))?;
                 Ok(log)
             }
         }

@@ -148,6 +148,12 @@ pub struct Reloaded {
 }
 
 impl Pipeline {
+    /// Every partition as its sinks read it: where it is this process', without what came twice.
+    #[must_use]
+    pub fn as_read(&self) -> Vec<Arc<dyn LogSource>> {
+        self.logs.iter().map(|log| self.writers.as_read(log)).collect()
+    }
+
     /// Why it would not take an event now; empty when it would.
     #[must_use]
     pub fn not_ready(&self) -> Vec<String> {

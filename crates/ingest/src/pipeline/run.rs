@@ -140,7 +140,7 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     };
     let admin = tokio::spawn(admin::serve(admin_listener, Arc::clone(&pipeline), stop));
     hello(&pipeline, serving.local_addr(), admin_address, dev_key.as_deref());
-    pipeline.jobs.start().map_err(part("replays"))?;
+    pipeline.jobs.start(&pipeline.writers).map_err(part("replays"))?;
     let promoter = Arc::clone(&pipeline.promoter);
     // Not waited for at the end: wherever it is cut the next start goes on.
     let thread = std::thread::Builder::new().name("promotions".to_owned());
@@ -329,6 +329,7 @@ fn writer_settings(
     let mut settings = WriterSettings::new(&config.log, queue_bytes, config.budget.delay.0);
     settings.budget = Some(Arc::clone(budget));
     settings.dedup_ids = division.dedup_ids;
+    settings.dedup_ids_all = division.dedup_ids_all;
     let known = Arc::clone(tenants);
     settings.weight = Arc::new(move |tenant| known.get(tenant).map_or(1, |tenant| tenant.weight()));
     settings

@@ -149,8 +149,10 @@ pub(crate) fn targets_changed(plan: &Plan, pipeline: &Pipeline) -> Vec<String> {
     changed
 }
 
-/// What was re-driven since is in the log anew: healed by the replay as well, it would be there twice.
-pub(crate) fn redriven_since(plan: &Plan, pipeline: &Pipeline) -> Option<String> {
+/// Whether dead letters were re-driven since `plan` was made, in words. What was is in the log anew:
+/// healed by the replay as well, it would be there twice. Also for who promotes.
+#[must_use]
+pub fn redriven_since(plan: &Plan, pipeline: &Pipeline) -> Option<String> {
     if plan.content.judging == Judging::AsRecorded
         || plan.content.counts.iter().all(|count| !count.lane.dead)
     {

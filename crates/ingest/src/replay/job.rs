@@ -349,12 +349,13 @@ impl<'a> Work<'a> {
         for slice in slices.iter().filter(|slice| slice.from < slice.to) {
             let log = self.parts.logs.iter().find(|log| log.partition() == slice.partition);
             let log = log.ok_or_else(|| format!("there is no partition {}", slice.partition))?;
+            let Some(log) = self.readable(log, told) else { return Ok(Ended::Stopped) };
             if slice.from < log.earliest() {
                 return Err(gone(slice, log.earliest()));
             }
             let window = (slice.from, slice.to);
             let (again, pace) = (Arc::clone(&self.again), Arc::clone(self.pace));
-            logs.push(Arc::new(WindowSource::new(Arc::clone(log), window, again, pace)));
+            logs.push(Arc::new(WindowSource::new(log, window, again, pace)));
         }
         if logs.is_empty() {
             return Ok(Ended::Done);
@@ -368,6 +369,27 @@ impl<'a> Work<'a> {
         }
         sinks.stop();
         ended
+    }
+
+    /// The partition as it is replayed: waits until it is this server's; `None` where it was told to stop.
+    fn readable(
+        &self,
+        log: &Arc<dyn LogSource>,
+        told: &mut dyn FnMut() -> bool,
+    ) -> Option<Arc<dyn LogSource>> {
+        let mut said = false;
+        while !told() {
+            match self.parts.writers.get().map(|writers| writers.to_replay(log)) {
+                Some(Ok(log)) => return Some(log),
+                Some(Err(why)) if !said => {
+                    tracing::warn!(why, "the replay waits");
+                    said = true;
+                }
+                Some(Err(_)) | None => {}
+            }
+            std::thread::sleep(TICK);
+        }
+        None
     }
 
     /// The shadows, and who writes into them.

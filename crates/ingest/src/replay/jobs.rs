@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     path::PathBuf,
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
@@ -31,6 +31,7 @@ use crate::{
     },
     storage::Storage,
     tenants::Tenants,
+    writer::LogWriter,
 };
 
 /// What jobs stand on.
@@ -38,6 +39,8 @@ use crate::{
 pub struct JobsParts {
     /// Every partition of the log, to read.
     pub logs: Vec<Arc<dyn LogSource>>,
+    /// As a replay reads them; from the start of the work on.
+    pub writers: Arc<OnceLock<Arc<dyn LogWriter>>>,
     /// The live sinks' configurations.
     pub sinks: Vec<SinkConfig>,
     /// Schemas by their hash.
@@ -228,11 +231,12 @@ impl Jobs {
         Ok(Self { inner: Arc::new(inner), thread: Mutex::default() })
     }
 
-    /// Begins to work.
+    /// Begins to work, on the log as `writers` has it read.
     ///
     /// # Errors
     /// As the system's, for a thread.
-    pub fn start(&self) -> std::io::Result<()> {
+    pub fn start(&self, writers: &Arc<dyn LogWriter>) -> std::io::Result<()> {
+        self.inner.parts.writers.get_or_init(|| Arc::clone(writers));
         let inner = Arc::clone(&self.inner);
         let thread = std::thread::Builder::new().name("replay".to_owned());
         let thread = thread.spawn(move || inner.work())?;

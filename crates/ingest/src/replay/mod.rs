@@ -40,8 +40,8 @@ mod source;
 
 pub use crate::sink::shadow::{ShadowPlace, ShadowSink};
 
-pub use check::{REDRIVE, check};
-pub(crate) use check::{redriven_since, targets_changed};
+pub(crate) use check::targets_changed;
+pub use check::{REDRIVE, check, redriven_since};
 pub use plan::{
     Content, EventAt, Judging, KeptDead, LaneCount, Plan, PlanFileError, PlanId, PlanIdError,
     SchemaCount, SchemaPin, Selection, Slice, Target,

@@ -15,8 +15,9 @@ const BURST: Duration = Duration::from_millis(100);
 /// While live traffic flows, at least this part of the machine's time stays idle.
 const IDLE_LEAST: f64 = 0.2;
 const IDLE_ENOUGH: f64 = 0.3;
-/// A job never stands still altogether.
-const DUTY_LEAST: f64 = 0.02;
+/// A job never stands still altogether, also where others than live keep the processors busy: its threads
+/// have the least priority besides.
+const DUTY_LEAST: f64 = 0.1;
 
 /// The pace of one job: all its readers share it.
 pub struct Pace {
@@ -174,7 +175,7 @@ mod tests {
         let now = Instant::now();
         pace.meter().since = now.checked_sub(Duration::from_millis(10)).unwrap();
         let rest = pace.book(1, now);
-        assert!(rest >= Duration::from_millis(400), "{rest:?}");
+        assert!(rest >= Duration::from_millis(80), "{rest:?}");
         pace.look(false, 0.0);
         assert!((pace.duty() - 1.0).abs() < 1e-6);
         pace.look(true, 0.25);

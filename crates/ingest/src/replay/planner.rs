@@ -407,7 +407,7 @@ impl Prepared {
         for bounds in &self.bounds {
             let log = self.log(bounds.partition)?;
             let mut counting = Counting::new(*bounds, &self.selection, &mut taken, &mut all);
-            let read = scan::frames(&**log, *bounds, |frame| {
+            let read = scan::frames(&*log, *bounds, |frame| {
                 counting.frame(frame)?;
                 pace.read(frame.body.len() as u64);
                 telling.add(frame.end().min(bounds.to).since(frame.base.max(bounds.from)))
@@ -431,9 +431,10 @@ impl Prepared {
         Ok(Read { window, counts, kept_dead, busy })
     }
 
-    fn log(&self, partition: Partition) -> Result<&Arc<dyn LogSource>, PlanError> {
+    fn log(&self, partition: Partition) -> Result<Arc<dyn LogSource>, PlanError> {
         let log = self.pipeline.logs.iter().find(|log| log.partition() == partition);
-        log.ok_or_else(|| PlanError::Failed(format!("no partition {partition}")))
+        let log = log.ok_or_else(|| PlanError::Failed(format!("no partition {partition}")))?;
+        self.pipeline.writers.to_replay(log).map_err(refused)
     }
 
     fn unreadable(&self, bounds: Bounds, error: ScanError) -> PlanError {

@@ -230,9 +230,9 @@ impl Desk {
         }
         while let Err(error) = state.save(&*self.store) {
             if let SaveError::Fenced = error {
-                // Whoever has the partition now goes on from what was saved last.
-                self.fail(error.to_string());
-                return Err(End::Fault(error.to_string()));
+                // Whoever has the partition next goes on from what was saved last.
+                self.shared.quit.store(true, Ordering::Release);
+                return Err(End::Quit);
             }
             self.wait(&format!("{}: {error}", self.store.place()), BACKOFF_FIRST)?;
         }

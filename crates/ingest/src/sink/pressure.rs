@@ -270,7 +270,7 @@ impl Running {
                 events: held.pending_rows,
                 oldest: held.oldest,
             }));
-            let events = shared.log.latest().since(board.state.cursor);
+            let events = shared.log.given().since(board.state.cursor);
             let main = board.oldest.filter(|_| 0 < events);
             waiting.extend(main.map(|at| Waiting { lane: None, events, oldest: at.0 }));
         }
@@ -303,7 +303,7 @@ impl Running {
         let mut oldest: Option<i64> = None;
         for shared in &partitions {
             let board = shared.board();
-            let (state, latest) = (&board.state, shared.log.latest());
+            let (state, latest) = (&board.state, shared.log.given());
             let pending: u64 = state.held.iter().map(|held| held.pending_rows).sum();
             status.lag_events += latest.since(state.cursor) + pending;
             let held = state.held.iter().filter(|held| 0 < held.pending_rows);

@@ -66,6 +66,10 @@ pub trait LogSource: Send + Sync {
     fn earliest(&self) -> Offset;
     /// The next offset to be given; all below is durable.
     fn latest(&self) -> Offset;
+    /// The same, of what may not be read yet as well.
+    fn given(&self) -> Offset {
+        self.latest()
+    }
     /// Reads on from `from`; inside a frame: that whole frame.
     ///
     /// # Errors

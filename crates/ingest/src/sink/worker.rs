@@ -109,7 +109,7 @@ impl Worker {
         let desk = Arc::clone(&self.desk);
         let flush = desk.shared.flush.load(Ordering::Acquire);
         if flush {
-            let target = *self.drains_to.get_or_insert_with(|| desk.shared.log.latest());
+            let target = *self.drains_to.get_or_insert_with(|| desk.shared.log.given());
             if desk.is_idle() && target <= desk.board().state.cursor {
                 return Err(End::Drained);
             }

@@ -30,14 +30,23 @@ pub struct Totals {
     pub accepted: u64,
     /// Durable with a reason.
     pub dead_lettered: u64,
+    /// Durable, and found to be there already by its id: where the append cannot know it.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub deduplicated: u64,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // what serde calls
+fn is_none(count: &u64) -> bool {
+    *count == 0
 }
 
 impl Totals {
     /// As the books count them.
     #[must_use]
     pub fn tally(&self) -> Tally {
-        let Self { accepted, dead_lettered } = *self;
-        Tally { received: accepted + dead_lettered, accepted, dead_lettered, ..Tally::default() }
+        let Self { accepted, dead_lettered, deduplicated } = *self;
+        let received = accepted + dead_lettered + deduplicated;
+        Tally { received, accepted, dead_lettered, deduplicated, ..Tally::default() }
     }
 }
 
@@ -45,6 +54,7 @@ impl Counts for Totals {
     fn merge(&mut self, other: &Self) {
         self.accepted += other.accepted;
         self.dead_lettered += other.dead_lettered;
+        self.deduplicated += other.deduplicated;
     }
 }
 

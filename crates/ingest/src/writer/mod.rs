@@ -10,12 +10,11 @@ mod dedup;
 pub mod fuzzing;
 mod ledger;
 mod queue;
+mod settings;
 #[cfg(test)]
 mod tests;
 
 use std::{
-    collections::BTreeMap,
-    fmt,
     future::Future,
     io,
     pin::Pin,
@@ -24,7 +23,7 @@ use std::{
     time::Duration,
 };
 
-use tidegate_event::{EncodedBatch, EventType, OffsetRange, Partition, TenantId};
+use tidegate_event::{EncodedBatch, OffsetRange, Partition, TenantId};
 use tokio::sync::oneshot;
 
 use crate::{
@@ -32,16 +31,20 @@ use crate::{
     budget::{Budget, Full, Permit},
     clock::Clock,
     hop::Errand,
-    log::{AppendFault, Codec, FrameBody, Log, LogConfig, LogHandle, ReadError},
+    log::{AppendFault, Codec, FrameBody, Log, LogHandle, ReadError},
     shed::ShedReason,
+    sink::source::LogSource,
 };
 use dedup::{Dedup, Key, Keyring};
 use ledger::{Found, Ledger};
 use queue::{Job, Queue};
 
+#[cfg(feature = "kafka")]
+pub(crate) use dedup::KnownIds;
 pub use dedup::{DedupError, DedupStatus, DedupWindow};
 pub use ledger::{LedgerCopy, Totals};
 pub use queue::WriterStats;
+pub use settings::WriterSettings;
 
 /// What became of a batch that was appended: durable.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -160,77 +163,23 @@ pub trait LogWriter: Append {
     fn ledgers(&self) -> Result<Vec<LedgerCopy>, String>;
     /// What each partition remembers of clients' ids.
     fn dedup(&self) -> Vec<DedupStatus>;
+    /// A partition as its sinks read it: without what was found to be there twice.
+    fn as_read(&self, log: &Arc<dyn LogSource>) -> Arc<dyn LogSource> {
+        Arc::clone(log)
+    }
+    /// A partition as a replay reads it: as its sinks do.
+    ///
+    /// # Errors
+    /// Why it cannot be had here, and where.
+    fn to_replay(&self, log: &Arc<dyn LogSource>) -> Result<Arc<dyn LogSource>, String> {
+        Ok(Arc::clone(log))
+    }
     /// Which log it is and how it does, for `status`.
     fn about(&self) -> serde_json::Value;
     /// Takes nothing more, and ends what is under way. Blocks.
     fn close(&self);
     /// The sinks have ended: what they had of the log is given back. Blocks.
     fn leave(&self) {}
-}
-
-/// How a writer works.
-#[derive(Clone)]
-pub struct WriterSettings {
-    /// Bytes of batches held at most: waiting, and being appended.
-    pub queue_bytes: usize,
-    /// How long a batch may wait: with the measured drain rate, the bound below `queue_bytes`.
-    pub delay: Duration,
-    /// Bytes written and synced at once at most (one larger batch goes alone).
-    pub group_bytes: usize,
-    /// How frames are compressed.
-    pub codec: Codec,
-    /// Bytes of log held by the lowest hold at which batches are refused.
-    pub backlog_bytes: u64,
-    /// How long ids are remembered; 0: not at all.
-    pub dedup_window: Duration,
-    /// The same of event types that have a window of their own.
-    pub dedup_windows: BTreeMap<EventType, Duration>,
-    /// How many ids are remembered at most.
-    pub dedup_ids: usize,
-    /// How often the ledger and the index of ids are written, and old segments removed.
-    pub housekeeping: Duration,
-    /// A tenant's part of the queue against others', at least 1.
-    pub weight: Arc<dyn Fn(&TenantId) -> u64 + Send + Sync>,
-    /// Where the memory for what is made of a batch here is taken from; `None`: it is not counted.
-    pub budget: Option<Arc<Budget>>,
-    /// Called after a failed sync, when all waiters have their answer. Aborts the process unless
-    /// replaced: what the disk holds is only known after a start.
-    pub on_fatal: Arc<dyn Fn() + Send + Sync>,
-}
-
-impl WriterSettings {
-    /// What the log's configuration says, with a queue of at most `queue_bytes` and `delay`.
-    #[must_use]
-    pub fn new(config: &LogConfig, queue_bytes: usize, delay: Duration) -> Self {
-        Self {
-            queue_bytes,
-            delay,
-            group_bytes: 8 << 20,
-            codec: config.codec,
-            backlog_bytes: config.backlog_bytes.0,
-            dedup_window: config.dedup_window.0,
-            dedup_windows: config.dedup_windows.iter().map(|(t, w)| (t.clone(), w.0)).collect(),
-            dedup_ids: config.dedup_ids,
-            housekeeping: Duration::from_secs(1),
-            weight: Arc::new(|_| 1),
-            budget: None,
-            on_fatal: Arc::new(|| std::process::abort()),
-        }
-    }
-}
-
-impl fmt::Debug for WriterSettings {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("WriterSettings")
-            .field("queue_bytes", &self.queue_bytes)
-            .field("delay", &self.delay)
-            .field("group_bytes", &self.group_bytes)
-            .field("backlog_bytes", &self.backlog_bytes)
-            .field("dedup_window", &self.dedup_window)
-            .field("dedup_windows", &self.dedup_windows)
-            .field("dedup_ids", &self.dedup_ids)
-            .finish_non_exhaustive()
-    }
 }
 
 /// Why a writer cannot start.

@@ -24,7 +24,7 @@ use super::*;
 use crate::{
     books::Tally,
     clock::ManualClock,
-    log::{self, Entry, faulty::FaultyDisk},
+    log::{self, Entry, LogConfig, faulty::FaultyDisk},
 };
 
 const NOW: i64 = 1_700_000_000_000_000;

@@ -12,6 +12,7 @@ mod log_contract;
 mod pipeline;
 mod quota;
 mod replay;
+mod replay_plan;
 mod rot;
 mod server;
 mod shed;

@@ -15,7 +15,7 @@ use crate::{
     control::Action,
     pipeline::Pipeline,
     replay::{
-        Plan, PlanId, check,
+        Plan, PlanId, Slice, check,
         jobs::{JobError, JobView, Jobs},
     },
 };
@@ -73,6 +73,8 @@ pub(super) async fn apply(
     blocking(pipeline, move |pipeline| {
         let plan = Plan::read(asked.plan.to_string().as_bytes());
         let plan = plan.map_err(|e| Problem::bad_request(e.to_string()))?;
+        // What is re-driven once this holds is recorded after the job, and found by who promotes it.
+        let _none = pipeline.redrives.blocking_lock();
         check(&plan, pipeline).map_err(|changed| {
             let status = StatusCode::CONFLICT;
             let problem = Problem::new(status, "world_changed", changed.join("\n"));
@@ -82,7 +84,10 @@ pub(super) async fn apply(
         if let Ok(view) = pipeline.jobs.get(&plan.plan_id) {
             return Err(problem(JobError::exists(&view)));
         }
-        let details = json!({ "window": plan.content.window, "max_rate": asked.max_rate });
+        let places = |slice: &Slice| json!({ "partition": slice.partition, "from": slice.from, "to": slice.to });
+        let window: Vec<Value> = plan.content.window.iter().map(places).collect();
+        let events = plan.content.events();
+        let details = json!({ "window": window, "events": events, "max_rate": asked.max_rate });
         record(pipeline, "replay.apply", &asked.by, &plan.plan_id, details)?;
         shown(pipeline.jobs.apply(plan, &asked.by, asked.max_rate))
     })

@@ -49,7 +49,7 @@ pub struct ApplyArgs {
 }
 
 /// How a plan is run.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, PartialEq, Args)]
 pub(super) struct How {
     /// Do not ask
     #[arg(long, short, help_heading = "Running it")]
@@ -167,7 +167,7 @@ fn told(job: &Job, waited: bool, context: &Context) -> Result<Verdict, Fault> {
     }
     if !job.is_over() {
         remark(&format!(
-            "it runs in the server: `ingestctl replay status {id}` shows how far it is, `ingestctl replay pause {id}` and `cancel` stop it"
+            "it runs in the server: `ingestctl replay status {id}` shows how far it is"
         ));
     } else if job.state == "done" && !context.out.json {
         remark(&format!("look at it: `ingestctl replay compare {id}`"));

@@ -26,7 +26,7 @@ use crate::{
 const TEMPLATE: &str = "reading the window [{bar:30}] {human_pos}/{human_len} eta {eta}";
 
 /// Which window, which events of it, by which schemas.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, PartialEq, Args)]
 pub struct PlanArgs {
     /// The first offset: partition:offset, a list of those, earliest or deploy:TAG
     #[arg(long, value_name = "ADDRESS", help_heading = "Window")]

@@ -59,7 +59,7 @@ pub(super) fn plan(
     if let Some((_, estimate)) = found {
         let why = match estimate.by.as_str() {
             "max_rate" => "--max-rate",
-            _ => "as fast as the log was read; sinks may be slower, and live goes first",
+            _ => "reading alone",
         };
         out.line(&format!(
             "duration: {} or more, at {} events/s ({why})",

@@ -7,7 +7,7 @@
 use std::{hash::Hasher, sync::Arc};
 
 use siphasher::sip128::{Hasher128, SipHasher13};
-use tidegate_event::{BatchView, EncodedBatch};
+use tidegate_event::{BatchView, EncodedBatch, RecordView};
 
 use super::windows::{Class, Windows};
 
@@ -58,12 +58,22 @@ impl Keyring {
         if classes.iter().all(Option::is_none) {
             return Vec::new();
         }
-        let key = |r: tidegate_event::RecordView<'_>| {
+        let key = |r: RecordView<'_>| {
             let class = classes.get(r.type_index).copied().flatten()?;
             let live = self.hash(view.tenant, r.kind.name, r.client_id?);
             Some(Key { position: r.position, index: r.index, class, dead: r.dead.is_some(), live })
         };
         view.records().filter_map(Result::ok).filter_map(key).collect()
+    }
+
+    #[cfg(feature = "kafka")]
+    /// The key of one event, if it came with an id and its type is remembered.
+    pub(super) fn key_of(&self, tenant: &str, record: &RecordView<'_>) -> Option<Key> {
+        let id = record.client_id?;
+        let class = self.windows.class(record.kind.name)?;
+        let live = self.hash(tenant, record.kind.name, id);
+        let (position, index) = (record.position, record.index);
+        Some(Key { position, index, class, dead: record.dead.is_some(), live })
     }
 
     fn hash(&self, tenant: &str, event_type: &str, id: &str) -> u128 {

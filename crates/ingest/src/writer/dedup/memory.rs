@@ -5,7 +5,7 @@
 //! queues and 18 to 37 in the set for each id, `ids_max` of them and those of one group at most.
 
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     hash::{BuildHasherDefault, Hasher},
 };
 
@@ -78,6 +78,8 @@ impl Line {
 pub(super) struct Memory {
     ids_max: usize,
     seen: HashSet<u128, BuildHasherDefault<Hashed>>,
+    /// Of ids that stand in a line more than once: how many times besides.
+    again: HashMap<u128, u32>,
     lines: Vec<Line>,
     fresh: Vec<(Class, Seen)>,
 }
@@ -87,11 +89,18 @@ impl Memory {
     pub fn new(windows: &[i64], ids_max: usize) -> Self {
         let line = |window: &i64| Line { window: *window, order: VecDeque::new(), lost: NEVER };
         let lines = windows.iter().map(line).collect();
-        Self { ids_max, seen: HashSet::default(), lines, fresh: Vec::new() }
+        let (seen, again) = (HashSet::default(), HashMap::new());
+        Self { ids_max, seen, again, lines, fresh: Vec::new() }
     }
 
     pub fn ids_max(&self) -> usize {
         self.ids_max
+    }
+
+    #[cfg(feature = "kafka")]
+    /// Keeps so many from the next [`Memory::evict`] on.
+    pub fn set_ids_max(&mut self, ids_max: usize) {
+        self.ids_max = ids_max;
     }
 
     /// How many ids are kept.
@@ -112,6 +121,15 @@ impl Memory {
         }
         self.fresh.push((key.class, Seen::new(key.hash(), received_at.0)));
         true
+    }
+
+    #[cfg(feature = "kafka")]
+    /// The id's event is there once more: its window begins anew.
+    pub fn renew(&mut self, key: &Key, received_at: ReceivedAt) {
+        if !self.seen.insert(key.hash()) {
+            *self.again.entry(key.hash()).or_default() += 1;
+        }
+        self.fresh.push((key.class, Seen::new(key.hash(), received_at.0)));
     }
 
     /// Forgets the ids that are new since the last [`Memory::keep`]: their events were not appended.
@@ -155,7 +173,7 @@ impl Memory {
         for line in &mut self.lines {
             let since = now.saturating_sub(line.window);
             while let Some(old) = line.order.pop_front_if(|seen| seen.at < since) {
-                self.seen.remove(&old.hash());
+                forget(&mut self.seen, &mut self.again, old.hash());
             }
         }
         let excess = self.len().saturating_sub(self.ids_max);
@@ -164,11 +182,28 @@ impl Memory {
             let oldest = fronts.min_by_key(|line| line.order.front().map_or(i64::MAX, |f| f.at));
             let Some(line) = oldest else { break };
             if let Some(old) = line.order.pop_front() {
-                self.seen.remove(&old.hash());
+                forget(&mut self.seen, &mut self.again, old.hash());
                 line.lost = line.lost.max(old.at);
             }
         }
         excess
+    }
+}
+
+/// One place of an id is gone.
+fn forget(
+    seen: &mut HashSet<u128, BuildHasherDefault<Hashed>>,
+    again: &mut HashMap<u128, u32>,
+    hash: u128,
+) {
+    match again.get_mut(&hash) {
+        None => {
+            seen.remove(&hash);
+        }
+        Some(1) => {
+            again.remove(&hash);
+        }
+        Some(more) => *more -= 1,
     }
 }
 

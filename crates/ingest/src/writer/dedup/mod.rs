@@ -7,6 +7,7 @@
 //! | `memory` | the ids, bounded in number |
 //! | `index` | the same on disk, so that a start need not read the log |
 //! | `load` | what a start makes of that |
+//! | `known` | the ids of a log that is only read here (Kafka's) |
 //! | `rebuild` | what a start reads from the log: what the index does not cover |
 //! | `slice` | the index's bytes |
 //!
@@ -15,6 +16,8 @@
 
 mod index;
 mod keys;
+#[cfg(feature = "kafka")]
+mod known;
 mod load;
 mod memory;
 mod rebuild;
@@ -46,6 +49,8 @@ use windows::Windows;
 const SLICES_MAX: usize = 64;
 
 pub(super) use keys::{Key, Keyring};
+#[cfg(feature = "kafka")]
+pub(crate) use known::KnownIds;
 
 /// One window of a partition's ids.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -85,6 +90,12 @@ pub(super) struct Dedup {
     memory: Memory,
     index: Option<Index>,
     partition: Partition,
+    teller: Teller,
+}
+
+/// Says how far back a partition's ids are known.
+struct Teller {
+    partition: Partition,
     label: String,
     /// It was said that some are forgotten too early.
     told: bool,
@@ -108,9 +119,7 @@ impl Dedup {
             memory: Memory::new(lengths, settings.dedup_ids),
             index: None,
             partition,
-            label: partition.to_string(),
-            told: false,
-            status: Arc::default(),
+            teller: Teller::new(partition),
         };
         let keyring = on.then(|| Keyring::new(log.key(), Arc::new(windows.clone())));
         if let Some(keyring) = &keyring {
@@ -209,9 +218,7 @@ impl Dedup {
     /// Forgets what is past its window and, oldest first, what is too many.
     pub fn evict(&mut self, now: ReceivedAt) {
         let early = self.memory.evict(now.0);
-        if early > 0 {
-            metrics::dedup_evicted_ids(&self.label, early as u64);
-        }
+        self.teller.evicted(early);
     }
 
     /// Brings the index up to `latest`, and says how far back ids are known. `sync`: now, not soon.
@@ -225,12 +232,33 @@ impl Dedup {
     }
 
     pub fn status(&self) -> Arc<Mutex<DedupStatus>> {
-        Arc::clone(&self.status)
+        self.teller.status()
     }
 
     fn publish(&mut self, now: i64) {
+        self.teller.publish(&self.memory, now);
+    }
+}
+
+impl Teller {
+    fn new(partition: Partition) -> Self {
+        Self { partition, label: partition.to_string(), told: false, status: Arc::default() }
+    }
+
+    fn status(&self) -> Arc<Mutex<DedupStatus>> {
+        Arc::clone(&self.status)
+    }
+
+    /// So many were forgotten before their window ended.
+    fn evicted(&self, early: usize) {
+        if early > 0 {
+            metrics::dedup_evicted_ids(&self.label, early as u64);
+        }
+    }
+
+    fn publish(&mut self, memory: &Memory, now: i64) {
         let seconds = |micros: i64| u64::try_from(micros / 1_000_000).unwrap_or(0);
-        let windows = self.memory.lines().iter().map(|line| DedupWindow {
+        let windows = memory.lines().iter().map(|line| DedupWindow {
             window_seconds: seconds(line.window),
             kept_seconds: seconds(
                 line.shortened(now).map_or(line.window, |lost| now.saturating_sub(lost)),
@@ -238,13 +266,13 @@ impl Dedup {
         });
         let status = DedupStatus {
             partition: self.partition,
-            ids: self.memory.len() as u64,
-            ids_bound: self.memory.ids_max() as u64,
+            ids: memory.len() as u64,
+            ids_bound: memory.ids_max() as u64,
             windows: windows.collect(),
         };
         let worst =
             status.windows.iter().max_by_key(|w| w.window_seconds.saturating_sub(w.kept_seconds));
-        let shortened = self.memory.lines().iter().any(|line| line.shortened(now).is_some());
+        let shortened = memory.lines().iter().any(|line| line.shortened(now).is_some());
         let DedupWindow { window_seconds, kept_seconds } = worst.copied().unwrap_or_default();
         let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         metrics::dedup_ids(&self.label, signed(status.ids));

@@ -399,12 +399,12 @@ fn ids_forgotten_too_early_are_told_until_the_window_is_whole_again() {
     let windows = |dedup: &Dedup| dedup.status().lock().unwrap().windows.clone();
     let window = |window_seconds, kept_seconds| DedupWindow { window_seconds, kept_seconds };
     assert_eq!(windows(&dedup), [window(10, 10), window(100, 32)]);
-    assert!(dedup.told);
+    assert!(dedup.teller.told);
     drop((log, dedup));
     let (log, mut dedup, _) = run.open();
     assert_eq!(windows(&dedup), [window(10, 10), window(100, 32)], "also after a start");
     run.wait(99 * SECOND);
     dedup.keep_house(log.handle().latest(), ReceivedAt(run.now), false);
     assert_eq!(windows(&dedup), [window(10, 10), window(100, 100)]);
-    assert!(!dedup.told);
+    assert!(!dedup.teller.told);
 }

@@ -1,6 +1,7 @@
 //! Storage under a simulated disk: what is promised of log, ledger, small files and lake holds after
 //! any crash, for any seed. How to run more of it: docs/testing.md.
 
+mod control;
 mod dedup;
 mod dice;
 mod every_bit;

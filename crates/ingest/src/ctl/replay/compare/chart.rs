@@ -63,8 +63,8 @@ pub fn chart(hours: &[HourTotal]) -> String {
          <i class=\"live\"></i>live <i class=\"shadow\"></i>shadow <i class=\"dead\"></i>dead letters\
          </span></figcaption><div class=\"plot\"><div class=\"scale\"><span>{}</span><span>{}</span>\
          <span>0</span></div><svg role=\"img\" aria-label=\"Events by hour, live against shadow\" \
-         viewBox=\"0 0 {width} {HEIGHT}\" preserveAspectRatio=\"none\">{lines}{bars}</svg></div>\
-         <div class=\"hours\">{ends}</div></figure>\n",
+         viewBox=\"0 0 {width} {HEIGHT}\" preserveAspectRatio=\"none\">{lines}{bars}</svg>\
+         <div class=\"hours\">{ends}</div></div></figure>\n",
         human::count(top),
         human::count(top / 2),
     )
@@ -77,7 +77,8 @@ fn slot(hours: &[HourTotal]) -> Option<Slot<'_>> {
 }
 
 /// `2026-11-21 10:00` of an hour's begin.
-fn human_hour(hour: &str) -> String {
+#[must_use]
+pub fn human_hour(hour: &str) -> String {
     super::page::escaped(hour).replace('T', " ").replace(":00Z", "")
 }
 

@@ -4,7 +4,10 @@ use std::fmt::Write as _;
 
 use tidegate_event::ReceivedAt;
 
-use super::{chart::chart, headline, parts};
+use super::{
+    chart::{chart, human_hour},
+    headline, parts,
+};
 use crate::{
     ctl::{human, out::Tone},
     replay::compare::{Compared, Difference, FieldDifference, Sample, Side, SinkCompared},
@@ -96,8 +99,8 @@ fn sentence(line: &str) -> String {
 }
 
 fn of_sink(sink: &SinkCompared) -> String {
-    let mut out =
-        format!("<h2>{} <small>{}</small></h2>\n", escaped(&sink.sink), escaped(&sink.kind));
+    let kind = if sink.kind == sink.sink { "" } else { &sink.kind };
+    let mut out = format!("<h2>{} <small>{}</small></h2>\n", escaped(&sink.sink), escaped(kind));
     if let Some(why) = &sink.not_compared {
         let _ = writeln!(out, "<p class=\"warn\">Not compared: {}.</p>", escaped(why));
         return out;
@@ -147,21 +150,28 @@ fn more(count: u64, of: &str) -> String {
     }
 }
 
-/// A table of counts; the first `texts` columns are texts.
-fn table(headings: &[&str], texts: usize, rows: &[Vec<String>]) -> String {
+/// A table: texts, then what [`COUNTS`] says; columns of differences and dead letters without any are left
+/// out.
+fn table(texts: &[&str], rows: &[Vec<String>]) -> String {
+    let first = texts.len();
+    let says = |at: usize| rows.iter().any(|row| row.get(at).is_some_and(|cell| cell != "0"));
+    let headings = texts.iter().chain(&COUNTS).enumerate();
+    let shown: Vec<(usize, &str)> =
+        headings.filter(|(at, _)| *at < first + 2 || says(*at)).map(|(at, h)| (at, *h)).collect();
     let mut out = String::from("<div class=\"wide\"><table><thead><tr>");
-    for (at, heading) in headings.iter().enumerate() {
-        let class = if at < texts { "" } else { " class=\"n\"" };
+    for (at, heading) in &shown {
+        let class = if *at < first { "" } else { " class=\"n\"" };
         let _ = write!(out, "<th{class}>{heading}</th>");
     }
     out.push_str("</tr></thead><tbody>\n");
     for row in rows {
         out.push_str("<tr>");
-        for (at, cell) in row.iter().enumerate() {
-            let class = match cell.as_str() {
-                _ if at < texts => "",
+        for (at, _) in &shown {
+            let cell = row.get(*at).map_or("", String::as_str);
+            let class = match cell {
+                _ if *at < first => " class=\"t\"",
                 "0" => " class=\"n zero\"",
-                _ if texts + 3 < at => " class=\"n some\"",
+                _ if first + 3 < *at => " class=\"n some\"",
                 _ => " class=\"n\"",
             };
             let _ = write!(out, "<td{class}>{cell}</td>");
@@ -218,9 +228,8 @@ fn lanes(sink: &SinkCompared) -> String {
     if rows.is_empty() {
         return "<p>There are no rows on either side.</p>\n".to_owned();
     }
-    let headings: Vec<_> = ["Tenant", "Event type"].into_iter().chain(COUNTS).collect();
     let left = sink.lanes.len().saturating_sub(LANES_SHOWN) as u64 + sink.lanes_left_out;
-    let table = table(&headings, 2, &rows);
+    let table = table(&["Tenant", "Event type"], &rows);
     format!("<h3>Tenants and event types</h3>\n{table}{}", more(left, "tenants and types"))
 }
 
@@ -229,16 +238,16 @@ fn hours(sink: &SinkCompared) -> String {
     let rows: Vec<Vec<String>> = differ()
         .take(HOURS_SHOWN)
         .map(|hour| {
-            let names = [&hour.hour, hour.tenant.as_str(), hour.event_type.as_str()].map(escaped);
+            let (tenant, event_type) = (hour.tenant.as_str(), hour.event_type.as_str());
+            let names = [human_hour(&hour.hour), escaped(tenant), escaped(event_type)];
             names.into_iter().chain(counts(&hour.rows, &hour.differences)).collect()
         })
         .collect();
     if rows.is_empty() {
         return String::new();
     }
-    let headings: Vec<_> = ["Hour", "Tenant", "Event type"].into_iter().chain(COUNTS).collect();
     let left = differ().count().saturating_sub(HOURS_SHOWN) as u64 + sink.hours_left_out;
-    let table = table(&headings, 3, &rows);
+    let table = table(&["Hour, UTC", "Tenant", "Event type"], &rows);
     format!("<h3>Hours that differ</h3>\n{table}{}", more(left, "hours"))
 }
 
@@ -290,11 +299,15 @@ fn sample(sample: &Sample) -> String {
         escaped(&sample.event_id)
     );
     if !sample.fields.is_empty() {
-        let rows: String = sample.fields.iter().map(field).collect();
+        let (headings, rows): (_, String) = match sample.difference {
+            Difference::Changed => {
+                ("<th>Live</th><th>Shadow</th>", sample.fields.iter().map(field).collect())
+            }
+            _ => ("<th>Why it is a dead letter</th>", sample.fields.iter().map(reason).collect()),
+        };
         let _ = write!(
             out,
-            "<table><thead><tr><th>Field</th><th>Live</th><th>Shadow</th></tr></thead><tbody>{rows}\
-             </tbody></table>"
+            "<table><thead><tr><th>Field</th>{headings}</tr></thead><tbody>{rows}</tbody></table>"
         );
     }
     out.push_str(&more(sample.fields_left_out, "fields"));
@@ -311,6 +324,15 @@ fn field(field: &FieldDifference) -> String {
         escaped(&field.field),
         cell(&field.live, "old"),
         cell(&field.shadow, "new")
+    )
+}
+
+fn reason(field: &FieldDifference) -> String {
+    let value = field.live.as_ref().or(field.shadow.as_ref()).map(|value| escaped(value));
+    format!(
+        "<tr><td class=\"mono\">{}</td><td class=\"mono\">{}</td></tr>",
+        escaped(&field.field),
+        value.unwrap_or_default()
     )
 }
 

@@ -25,7 +25,10 @@ const VALUE: usize = 60;
 pub fn show(context: &Context, compared: &Compared) -> Result<(), Fault> {
     let out = &context.out;
     for sink in &compared.result.sinks {
-        let name = format!("{} ({})", human::safe(&sink.sink), human::safe(&sink.kind));
+        let mut name = human::safe(&sink.sink);
+        if sink.kind != sink.sink {
+            name = format!("{name} ({})", human::safe(&sink.kind));
+        }
         out.line(&out.paint(Tone::Strong, &name))?;
         match &sink.not_compared {
             Some(why) => out.line(&format!("  not compared: {}", human::safe(why)))?,
