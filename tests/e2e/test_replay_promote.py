@@ -1,5 +1,5 @@
-"""A replay promoted and reverted, in the lake and in ClickHouse's own engine, with live traffic going on: rows and the
-books before, while and after, a server killed in between, and ClickHouse gone in between."""
+"""A replay promoted and reverted, in the lake and in ClickHouse's own engine, with events before and after each step: rows and
+the books, a server killed in between, and ClickHouse gone in between."""
 
 import subprocess
 import time
@@ -65,9 +65,9 @@ def check_promoted(clickhouse, before, healed=True):
     return now
 
 
-def test_a_window_is_promoted_and_reverted_under_traffic(make_server, clickhouse):
+def test_a_window_is_promoted_and_reverted_between_events(make_server, clickhouse):
     """Scenario: a schema turned a third into dead letters; the window is replayed by a mended one, promoted into the
-    lake and ClickHouse at once while events come in, reverted while events come in.
+    lake and ClickHouse at once, then more events come in, then it is reverted.
     Guarantees: each row once; the window healed; all else as it was; then all as it was; the books balance."""
     server = make_server(schemas={"order": STRICT}, sink=sink(clickhouse)).start()
     key = server.add_tenant()
