@@ -12,6 +12,8 @@ use super::{LaneRows, Sink, SinkConfig, SinkConfigError, SinkContext, SinkKind, 
 
 /// What stands between a table's, topic's or stream's name and the plan's id.
 const MARK: &str = "__shadow_";
+/// The same, and what stands there in the names of tables by which a shadow is promoted.
+const MARKS: [&str; 3] = [MARK, "__before_", "__next_"];
 /// Digits of a plan's id.
 const ID_DIGITS: usize = 16;
 
@@ -123,11 +125,13 @@ impl ShadowSink {
     }
 }
 
-/// True for an event type that is called as a shadow of another type would be.
+/// True for an event type that is called as a shadow of another type would be, or what promotes one.
 #[must_use]
 pub fn is_shadows_name(event_type: &str) -> bool {
-    let Some((_, id)) = event_type.rsplit_once(MARK) else { return false };
-    id.len() == ID_DIGITS && id.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+    let is_id = |id: &str| {
+        id.len() == ID_DIGITS && id.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+    };
+    MARKS.iter().any(|mark| event_type.rsplit_once(mark).is_some_and(|(_, id)| is_id(id)))
 }
 
 /// For sinks that name tables, topics or streams by event type: a client's type must not lead into a
@@ -223,6 +227,7 @@ mod tests {
             );
         }
         assert!(is_shadows_name("view__shadow_0123456789abcdef"));
+        assert!(is_shadows_name("view__before_0123456789abcdef"));
         assert!(!is_shadows_name("view__shadow_0123456789abcdeF"));
         assert!(!is_shadows_name("view__shadow_x") && !is_shadows_name("view"));
     }

@@ -14,6 +14,7 @@
 //! | `verdict` | which exceptions blame rows |
 //! | `visible` | which rows can be read |
 //! | `back` | rows of some offsets, and sums over them |
+//! | `exchange` | a window's rows exchanged for a shadow's |
 //!
 //! Exactly once, in short: an insert is one block in one partition, so it is there whole or not at all.
 //! Its token follows from its rows, so the server takes it once, while it remembers the token. Before an
@@ -26,6 +27,7 @@ mod block;
 mod client;
 mod config;
 mod ddl;
+mod exchange;
 mod native;
 mod pace;
 mod reconcile;
@@ -36,7 +38,7 @@ mod visible;
 
 use std::{
     collections::HashSet,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::{Duration, Instant},
 };
 
@@ -47,8 +49,11 @@ use url::Url;
 use super::{
     Found, Lane, LaneRows, Pause, Sink, SinkConfig, SinkConfigError, SinkContext, SinkKind,
     WriteError,
+    exchange::Exchange,
     freshness::Mark,
     lake::{self, Schemas, columns::Table, table},
+    promoted::Promotions,
+    rows::Row,
     shadow::{self, Erase},
 };
 pub use back::{BackRows, Reader as ClickHouseReader, Stretch, Sum};
@@ -116,6 +121,10 @@ pub struct ClickHouse {
     schemas: Arc<dyn Schemas>,
     settled: Mutex<Settled>,
     inserts: Inserts,
+    /// Tables whose rows are being exchanged; inserts hold it to be read.
+    gates: RwLock<HashSet<TableName>>,
+    /// Those that held at the start: only a start finds a cursor that was set back.
+    promotions: Promotions,
 }
 
 /// A shard, or the only server.
@@ -141,12 +150,15 @@ impl ClickHouse {
             Ok(Server { client, tables: Tables::default() })
         };
         let servers = settings.urls.iter().map(server).collect::<Result<_, SinkConfigError>>()?;
+        let promotions = Promotions::load(&*context.storage, &context.data_dir, &config.name);
         Ok(Self {
             servers,
             inserts: Inserts::new(settings.inserts_per_second),
             settings,
             schemas: Arc::clone(&context.schemas),
             settled: Mutex::default(),
+            gates: RwLock::default(),
+            promotions: promotions.map_err(|e| SinkConfigError(e.to_string()))?,
         })
     }
 
@@ -188,7 +200,15 @@ impl ClickHouse {
         }
         attempt.inserts += 1;
         self.inserts.count(Instant::now());
-        let Err(fault) = server.insert(block, &table, made.table) else { return Ok(()) };
+        let inserted = {
+            let gates = self.gates.read().unwrap_or_else(PoisonError::into_inner);
+            if gates.contains(&table) {
+                let cause = format!("{}: rows of it are being exchanged", table.quoted());
+                return Err(WriteError::Retry { cause });
+            }
+            server.insert(block, &table, made.table)
+        };
+        let Err(fault) = inserted else { return Ok(()) };
         let Some(cause) = verdict::blames_rows(&fault) else {
             server.tables.forget(&table);
             return Err(WriteError::Retry { cause: format!("{}: {fault}", table.quoted()) });
@@ -304,9 +324,8 @@ fn query_id(table: &TableName, token: &str) -> String {
     format!("tidegate-{:032x}", hasher.finish128().as_u128())
 }
 
-impl Sink for ClickHouse {
-    fn write(&self, rows: &LaneRows<'_>) -> Result<(), WriteError> {
-        shadow::refuse_shadows_names(rows)?;
+impl ClickHouse {
+    fn write_all(&self, rows: &LaneRows<'_>) -> Result<(), WriteError> {
         let lane = (rows.partition, rows.lane.clone());
         // Whatever happens now, this lane is asked about next time unless it ends well.
         let doubt = !self.settled().remove(&lane);
@@ -328,6 +347,47 @@ impl Sink for ClickHouse {
         }
         attempt.guilty.sort_unstable_by_key(|(index, _)| *index);
         Err(WriteError::Reject { rows: attempt.guilty })
+    }
+
+    /// Of a cursor that was set back: the places of those rows that no promotion has put there.
+    fn not_promoted(&self, rows: &LaneRows<'_>) -> Option<Vec<usize>> {
+        if self.promotions.applied.is_empty() {
+            return None;
+        }
+        let is_there = |row: &Row<'_>| {
+            let offset = row.offset(rows.heads);
+            self.promotions.has(rows.log_id, rows.partition, rows.lane, offset)
+        };
+        let left = rows.rows.iter().enumerate().filter(|(_, row)| !is_there(row));
+        let left: Vec<usize> = left.map(|(index, _)| index).collect();
+        (left.len() < rows.rows.len()).then_some(left)
+    }
+}
+
+impl Sink for ClickHouse {
+    fn write(&self, rows: &LaneRows<'_>) -> Result<(), WriteError> {
+        shadow::refuse_shadows_names(rows)?;
+        if let Some(left) = self.not_promoted(rows) {
+            if left.is_empty() {
+                return Ok(());
+            }
+            let some: Vec<Row<'_>> =
+                left.iter().filter_map(|i| rows.rows.get(*i).copied()).collect();
+            return self.write_all(&LaneRows { rows: &some, ..*rows }).map_err(
+                |error| match error {
+                    WriteError::Reject { rows } => {
+                        let place = |(index, why)| Some((*left.get(index)?, why));
+                        WriteError::Reject { rows: rows.into_iter().filter_map(place).collect() }
+                    }
+                    other => other,
+                },
+            );
+        }
+        self.write_all(rows)
+    }
+
+    fn exchange(&self) -> Result<&dyn Exchange, &'static str> {
+        Ok(self)
     }
 
     fn begins_with(&self, partition: Partition) {
