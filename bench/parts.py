@@ -328,7 +328,8 @@ def write_figures(path, fits):
 
 def main():
     options = parse()
-    parts = [make for make in PARTS if not options.only or options.only in make.__name__]
+    parts = [make for make in PARTS if make.__name__ == options.only]
+    parts = parts or [make for make in PARTS if not options.only or options.only in make.__name__]
     if options.fit:
         # It takes a small part of the rates that are sent, and would be measured for hours.
         parts = [make for make in parts if make is not elasticsearch]
