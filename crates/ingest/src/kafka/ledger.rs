@@ -76,8 +76,6 @@ struct Step {
     found: Vec<Offset>,
     /// What that is, to be written.
     change: Change,
-    /// What was read.
-    entries: Vec<SourceEntry>,
     bytes: u64,
 }
 
@@ -325,10 +323,7 @@ impl Ledger {
                 },
             };
             match next {
-                Ok(Some(entry)) => {
-                    self.add(&mut state.known, clock, &mut step, &entry);
-                    step.entries.push(entry);
-                }
+                Ok(Some(entry)) => self.add(&mut state.known, clock, &mut step, &entry),
                 Ok(None) => break Ok(()),
                 Err(error) => {
                     state.reader = None;
@@ -416,7 +411,6 @@ impl Ledger {
             crate::books::Counts::merge(state.types.entry(key).or_default(), &totals);
         }
         state.changed = true;
-        self.decisions.keep(step.entries);
         self.decisions.reach(Offset(step.as_of));
         Ok(())
     }

@@ -4,7 +4,6 @@
 //! | --- | --- |
 //! | `records` | the offsets that were found, in runs |
 //! | `learn` | the ids of the window, read back by a new owner |
-//! | `tail` | what was decided last, for sinks that keep up |
 //! | `view` | the partition as its sinks read it: without them |
 //!
 //! An append cannot know what others append. So the owner of a partition decides, once for each offset,
@@ -24,14 +23,13 @@
 
 mod learn;
 mod records;
-mod tail;
 #[cfg(test)]
 mod tests;
 mod view;
 
 use std::{
     sync::{
-        Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard,
+        Condvar, Mutex, PoisonError, RwLock, RwLockReadGuard,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -40,11 +38,7 @@ use std::{
 use tidegate_event::{Offset, Partition};
 
 use super::state::Store;
-use crate::sink::{
-    source::SourceEntry,
-    state::{State, StateFault},
-};
-use tail::Tail;
+use crate::sink::state::{State, StateFault};
 
 pub(super) use learn::{Learn, learn};
 pub(super) use records::{Change, PREFIX, RecordError, Records};
@@ -53,7 +47,6 @@ pub(super) use view::DecidedLog;
 /// What is decided of one partition.
 pub(super) struct Decisions {
     records: RwLock<Records>,
-    tail: Mutex<Tail>,
     /// All below is decided.
     to: AtomicU64,
     growing: Mutex<()>,
@@ -64,7 +57,6 @@ impl Decisions {
     pub fn new(records: Records, to: Offset) -> Self {
         Self {
             records: RwLock::new(records),
-            tail: Mutex::default(),
             to: AtomicU64::new(to.0),
             growing: Mutex::default(),
             grown: Condvar::new(),
@@ -82,16 +74,6 @@ impl Decisions {
 
     pub fn to(&self) -> Offset {
         Offset(self.to.load(Ordering::Acquire))
-    }
-
-    fn tail(&self) -> MutexGuard<'_, Tail> {
-        self.tail.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// What was read to decide, for sinks. It must be decided before it is asked for.
-    pub fn keep(&self, entries: Vec<SourceEntry>) {
-        let mut tail = self.tail();
-        entries.into_iter().for_each(|entry| tail.push(entry));
     }
 
     /// All below `to` is decided, and durable as far as it must be.

@@ -1,10 +1,10 @@
 //! A partition as its sinks read it: up to where it is decided, without duplicates.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use tidegate_event::{Offset, OffsetRange, Partition, ReceivedAt};
 
-use super::{Decisions, tail::extent};
+use super::Decisions;
 use crate::sink::source::{LogSource, SourceEntry, SourceError, SourceHold, SourceReader};
 
 /// One partition. Offsets of duplicates are told as empty.
@@ -41,23 +41,9 @@ impl LogSource for DecidedLog {
     }
 
     fn read_from(&self, from: Offset) -> Result<Box<dyn SourceReader>, SourceError> {
-        let earliest = self.earliest();
-        if from < earliest {
-            return Err(SourceError::Gone { earliest });
-        }
-        let mut reader = DecidedReader {
-            log: Arc::clone(&self.log),
-            decisions: Arc::clone(&self.decisions),
-            at: from,
-            ready: VecDeque::new(),
-            reader: None,
-            ahead: None,
-        };
-        // Who begins at the end finds what comes in the tail.
-        if from != self.decisions.to() && !self.decisions.tail().has(from) {
-            reader.reader = Some(self.log.read_from(from)?);
-        }
-        Ok(Box::new(reader))
+        let reader = self.log.read_from(from)?;
+        let decisions = Arc::clone(&self.decisions);
+        Ok(Box::new(DecidedReader { reader, decisions, at: from, ahead: None }))
     }
 
     fn offset_at(&self, since: ReceivedAt) -> Offset {
@@ -78,14 +64,10 @@ impl LogSource for DecidedLog {
 }
 
 struct DecidedReader {
-    log: Arc<dyn LogSource>,
+    reader: Box<dyn SourceReader>,
     decisions: Arc<Decisions>,
     /// The next offset.
     at: Offset,
-    /// Decided, from the tail.
-    ready: VecDeque<SourceEntry>,
-    /// For what the tail does not have.
-    reader: Option<Box<dyn SourceReader>>,
     /// Read, and not decided yet.
     ahead: Option<SourceEntry>,
 }
@@ -96,43 +78,39 @@ impl SourceReader for DecidedReader {
         if decided <= self.at {
             return Ok(None);
         }
-        if self.ready.is_empty() {
-            self.ready = self.decisions.tail().from(self.at);
-        }
-        if let Some(entry) = self.ready.pop_front() {
-            (self.reader, self.ahead) = (None, None);
-            return Ok(Some(self.show(entry)));
-        }
         let entry = match self.ahead.take() {
             Some(entry) => entry,
-            None => match self.read()? {
+            None => match self.reader.next()? {
                 Some(entry) => entry,
                 None => return Ok(None),
             },
         };
-        if decided < extent(&entry).1 {
+        let (from, to) = extent(&entry);
+        if decided < to {
+            self.at = from.max(self.at);
             self.ahead = Some(entry);
+            // The next try is to find it decided, or to come to this place again without reading.
             return Ok(None);
         }
-        Ok(Some(self.show(entry)))
+        self.at = to;
+        Ok(Some(self.without(entry)))
     }
 }
 
 impl DecidedReader {
-    fn read(&mut self) -> Result<Option<SourceEntry>, SourceError> {
-        match &mut self.reader {
-            Some(reader) => reader.next(),
-            None => self.reader.insert(self.log.read_from(self.at)?).next(),
-        }
-    }
-
-    fn show(&mut self, entry: SourceEntry) -> SourceEntry {
-        self.at = extent(&entry).1;
+    fn without(&self, entry: SourceEntry) -> SourceEntry {
         match &entry {
             SourceEntry::Frame(frame) if self.decisions.records().contains(frame.base) => {
                 OffsetRange::new(frame.base, frame.end()).map_or(entry, SourceEntry::Empty)
             }
             SourceEntry::Frame(_) | SourceEntry::Quarantined(_) | SourceEntry::Empty(_) => entry,
         }
+    }
+}
+
+fn extent(entry: &SourceEntry) -> (Offset, Offset) {
+    match entry {
+        SourceEntry::Frame(frame) => (frame.base, frame.end()),
+        SourceEntry::Quarantined(range) | SourceEntry::Empty(range) => (range.from(), range.to()),
     }
 }
