@@ -12,11 +12,12 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use tidegate_event::{BatchView, EventType, Offset, Partition, RecordView, TenantId};
+use tidegate_event::{EventType, Offset, Partition, ReceivedAt, RecordView, TenantId};
 
 use super::{
     duplicates::{Change, Decisions, Learn, RecordError, Records, decided_up_to, learn},
     state::Store,
+    tally::{LastSeen, Tally, count},
 };
 use crate::{
     clock::Clock,
@@ -33,6 +34,7 @@ const FORMAT: u32 = 1;
 const SAVE_EVERY: Duration = Duration::from_secs(10);
 /// Decided at once at most, and for so long at most: so soon it is shown.
 const STEP_EVENTS: u64 = 16_384;
+const STEP_BYTES: u64 = 1 << 20;
 const STEP_FOR: Duration = Duration::from_millis(50);
 
 /// The ledger of a partition that is ours.
@@ -68,12 +70,13 @@ struct State {
 struct Step {
     as_of: u64,
     lost: u64,
-    last: Option<Last>,
-    types: BTreeMap<(TenantId, EventType), Totals>,
+    last: Option<LastSeen>,
+    types: Tally,
     /// Duplicates that are not written down yet.
     found: Vec<Offset>,
     /// What that is, to be written.
     change: Change,
+    bytes: u64,
 }
 
 /// How the ids of a partition are remembered by its ledger.
@@ -107,6 +110,13 @@ struct Last {
     offset: u64,
     request: String,
     index: u32,
+}
+
+impl From<&LastSeen> for Last {
+    fn from(seen: &LastSeen) -> Self {
+        let LastSeen { offset, base_id, index } = seen;
+        Self { offset: offset.0, request: hex::encode(base_id), index: *index }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -294,11 +304,12 @@ impl Ledger {
     /// Reads on, and decides what nobody has decided yet; what came of it is in `step`, also where
     /// reading ends with an error.
     fn read_on(&self, state: &mut State, end: Offset) -> Result<(), SourceError> {
-        let (began, from) = (Instant::now(), state.counted.as_of);
+        let (began, from, clock) = (Instant::now(), state.counted.as_of, self.clock.now());
         let mut step = Step { as_of: from, ..Step::default() };
         let done = loop {
             let at = step.as_of;
-            if end.0 <= at || STEP_EVENTS <= at - from || STEP_FOR <= began.elapsed() {
+            let full = STEP_EVENTS <= at - from || STEP_BYTES <= step.bytes;
+            if end.0 <= at || full || STEP_FOR <= began.elapsed() {
                 break Ok(());
             }
             let next = match &mut state.reader {
@@ -312,7 +323,7 @@ impl Ledger {
                 },
             };
             match next {
-                Ok(Some(entry)) => self.add(&mut state.known, &mut step, &entry),
+                Ok(Some(entry)) => self.add(&mut state.known, clock, &mut step, &entry),
                 Ok(None) => break Ok(()),
                 Err(error) => {
                     state.reader = None;
@@ -328,7 +339,13 @@ impl Ledger {
         done
     }
 
-    fn add(&self, known: &mut Option<KnownIds>, step: &mut Step, entry: &SourceEntry) {
+    fn add(
+        &self,
+        known: &mut Option<KnownIds>,
+        clock: ReceivedAt,
+        step: &mut Step,
+        entry: &SourceEntry,
+    ) {
         let frame = match entry {
             SourceEntry::Frame(frame) => frame,
             SourceEntry::Quarantined(range) => {
@@ -342,8 +359,8 @@ impl Ledger {
             }
         };
         step.as_of = frame.end().0;
+        step.bytes += frame.body.len() as u64;
         let decided = frame.base < self.decisions.to();
-        let clock = self.clock.now();
         let found = &mut step.found;
         let mut is_duplicate = |tenant: &str, record: &RecordView<'_>| {
             let offset = record.offset(frame.base);
@@ -387,10 +404,10 @@ impl Ledger {
         }
         state.counted.as_of = step.as_of;
         state.counted.lost += step.lost;
-        if step.last.is_some() {
-            state.counted.last = step.last;
+        if let Some(last) = &step.last {
+            state.counted.last = Some(last.into());
         }
-        for (key, totals) in step.types {
+        for (key, totals) in step.types.finish() {
             crate::books::Counts::merge(state.types.entry(key).or_default(), &totals);
         }
         state.changed = true;
@@ -475,31 +492,6 @@ fn decisions(
     Ok(Decisions::new(records, to))
 }
 
-/// Adds a frame's events; `None` where it is no batch.
-fn count(
-    body: &[u8],
-    base: Offset,
-    types: &mut BTreeMap<(TenantId, EventType), Totals>,
-    is_duplicate: &mut impl FnMut(&str, &RecordView<'_>) -> bool,
-) -> Option<Last> {
-    let view = BatchView::parse(body).ok()?;
-    let tenant = TenantId::new(view.tenant).ok()?;
-    let mut last = None;
-    for record in view.records() {
-        let record = record.ok()?;
-        let key = (tenant.clone(), EventType::new(record.kind.name).ok()?);
-        let totals = types.entry(key).or_default();
-        match record.dead {
-            _ if is_duplicate(view.tenant, &record) => totals.deduplicated += 1,
-            None => totals.accepted += 1,
-            Some(_) => totals.dead_lettered += 1,
-        }
-        let (offset, request) = (record.offset(base).0, hex::encode(view.base_id));
-        last = Some(Last { offset, request, index: record.index });
-    }
-    last
-}
-
 /// The event that was counted last is where it was, unless retention has taken it.
 fn is_same_topic(log: &dyn LogSource, counted: &Counted) -> Result<(), LedgerError> {
     let other = |why: String| LedgerError::OtherTopic { partition: log.partition(), why };
@@ -517,8 +509,8 @@ fn is_same_topic(log: &dyn LogSource, counted: &Counted) -> Result<(), LedgerErr
     let mut reader = log.read_from(Offset(last.offset))?;
     if let Some(SourceEntry::Frame(frame)) = reader.next()?
         && frame.base.0 == last.offset
-        && count(&frame.body, frame.base, &mut BTreeMap::new(), &mut |_, _| false).as_ref()
-            == Some(last)
+        && count(&frame.body, frame.base, &mut Tally::default(), &mut |_, _| false)
+            .is_some_and(|seen| Last::from(&seen) == *last)
     {
         return Ok(());
     }

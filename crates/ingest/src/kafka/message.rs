@@ -42,11 +42,25 @@ pub const HEADER_BYTES: usize = 280;
 #[error("no event of ours: {0}")]
 pub struct NotOurs(pub &'static str);
 
-/// The headers of one event, in order. `received_at`: the batch's, as text.
-pub fn headers(
+/// The headers that events of one batch, type and verdict share. `received_at`: the batch's, as text.
+pub fn shared_headers(
     batch: &BatchView<'_>,
     record: &RecordView<'_>,
     received_at: &str,
+    mut put: impl FnMut(&str, &[u8]),
+) {
+    put("tenant", batch.tenant.as_bytes());
+    put("event_type", record.kind.name.as_bytes());
+    put("received_at", received_at.as_bytes());
+    put("protocol", batch.protocol.as_bytes());
+    put("verdict", record.dead.map_or("accepted", |code| code.as_str()).as_bytes());
+    put("schema_version", record.kind.schema.version.to_string().as_bytes());
+}
+
+/// The headers of one event alone.
+pub fn own_headers(
+    batch: &BatchView<'_>,
+    record: &RecordView<'_>,
     mut put: impl FnMut(&str, &[u8]),
 ) {
     let mut flags = 0;
@@ -65,13 +79,7 @@ pub fn headers(
     at.put_i32_le(record.kind.schema.version);
     at.put_slice(&record.kind.schema.hash);
     at.put_slice(&batch.base_id);
-    put("tenant", batch.tenant.as_bytes());
-    put("event_type", record.kind.name.as_bytes());
     put("event_id", record.event_id(&batch.base_id).as_bytes());
-    put("received_at", received_at.as_bytes());
-    put("protocol", batch.protocol.as_bytes());
-    put("verdict", record.dead.map_or("accepted", |code| code.as_str()).as_bytes());
-    put("schema_version", record.kind.schema.version.to_string().as_bytes());
     put(OURS, &fixed);
     if !record.note.is_empty() {
         put("note", record.note.as_bytes());
@@ -245,7 +253,9 @@ mod tests {
     fn sent(batch: &BatchView<'_>, record: &RecordView<'_>) -> Headers {
         let mut all = Headers::new();
         let text = received_text(batch.received_at);
-        headers(batch, record, &text, |name, value| all.push((name.to_owned(), value.to_owned())));
+        let mut put = |name: &str, value: &[u8]| all.push((name.to_owned(), value.to_owned()));
+        shared_headers(batch, record, &text, &mut put);
+        own_headers(batch, record, put);
         all
     }
 

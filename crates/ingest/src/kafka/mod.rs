@@ -11,7 +11,7 @@
 //! | `cluster`, `reader` | the partitions' extents; reading one, as sinks see a log |
 //! | `state` | what outlives a process, written by one owner at a time |
 //! | `group` | which partitions are ours; takes over, starts sinks, gives back |
-//! | `tenure`, `ledger` | the books of our partitions, counted by a thread for each |
+//! | `tenure`, `ledger`, `tally` | the books of our partitions, counted by a thread for each |
 //! | `duplicates` | which events came twice: decided once, by the partition's owner |
 //! | `schemas` | contents that events were judged by, for every process |
 //!
@@ -51,6 +51,8 @@ mod room;
 mod schemas;
 #[cfg(feature = "kafka")]
 mod state;
+#[cfg(feature = "kafka")]
+mod tally;
 #[cfg(feature = "kafka")]
 mod tenure;
 

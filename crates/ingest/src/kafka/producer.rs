@@ -19,7 +19,8 @@ use rdkafka::{
     producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer},
 };
 use tidegate_event::{
-    BatchView, EncodedBatch, EventType, Offset, OffsetRange, Partition, TenantId, record::TypeTally,
+    BatchView, Code, EncodedBatch, EventType, Offset, OffsetRange, Partition, TenantId,
+    record::TypeTally,
 };
 use tokio::sync::oneshot;
 
@@ -39,6 +40,8 @@ use crate::{
 
 /// Memory that librdkafka takes for one message besides its value: its own bookkeeping, and headers.
 const MESSAGE_BYTES: usize = 768;
+/// How many headers events of one type and verdict share.
+const SHARED_HEADERS: usize = 6;
 /// How often it is looked at what is under way.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
@@ -181,24 +184,30 @@ impl Producer {
         };
         let received_at = message::received_text(view.received_at);
         let timestamp = view.received_at.0.div_euclid(1_000);
+        // Most events are of one type and verdict: what they share is put together once.
+        let mut shared: Option<((usize, Option<Code>), OwnedHeaders)> = None;
         for record in view.records() {
             let Ok(record) = record else {
                 pending.unsent("a record that is none", None);
                 continue;
             };
-            let mut headers = Some(OwnedHeaders::new_with_capacity(9));
-            message::headers(&view, &record, &received_at, |key, value| {
-                let one = Header { key, value: Some(value) };
-                headers = headers.take().map(|headers| headers.insert(one));
-            });
-            let mut message =
+            let of = (record.type_index, record.dead);
+            let same = shared.take().filter(|(before, _)| *before == of);
+            let (_, same) = shared.insert(same.unwrap_or_else(|| {
+                let empty = OwnedHeaders::new_with_capacity(SHARED_HEADERS);
+                let put = |put: &mut dyn FnMut(&str, &[u8])| {
+                    message::shared_headers(&view, &record, &received_at, put);
+                };
+                (of, headers(empty, put))
+            }));
+            let own = |put: &mut dyn FnMut(&str, &[u8])| message::own_headers(&view, &record, put);
+            let headers = headers(same.clone(), own);
+            let message =
                 BaseRecord::<(), [u8], _>::with_opaque_to(&self.cluster.topic, Arc::clone(pending))
                     .partition(number(partition))
                     .payload(record.raw)
-                    .timestamp(timestamp);
-            if let Some(headers) = headers {
-                message = message.headers(headers);
-            }
+                    .timestamp(timestamp)
+                    .headers(headers);
             if let Err((error, _)) = client.send(message) {
                 let kind = (record.kind.name, record.dead.is_some());
                 pending.unsent(&error.to_string(), Some(kind));
@@ -225,6 +234,16 @@ impl Producer {
             }
         }
     }
+}
+
+/// Headers with those that `fill` puts.
+fn headers(begun: OwnedHeaders, fill: impl FnOnce(&mut dyn FnMut(&str, &[u8]))) -> OwnedHeaders {
+    let mut all = Some(begun);
+    fill(&mut |key, value| {
+        let one = Header { key, value: Some(value) };
+        all = all.take().map(|all| all.insert(one));
+    });
+    all.unwrap_or_default()
 }
 
 fn watch(producer: &Weak<Producer>) {

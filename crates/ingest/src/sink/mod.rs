@@ -224,6 +224,12 @@ pub trait Sink: Send + Sync {
         Err("a sink of this kind removes nothing: remove it by its own tools".to_owned())
     }
 
+    /// No window is cut larger than so many bytes of events for now: as long as it is not known how long
+    /// writing takes.
+    fn window_bytes(&self) -> Option<u64> {
+        None
+    }
+
     /// What the destination is to be spared, if anything now: windows that are not full wait for it.
     fn pause(&self) -> Option<Pause> {
         None

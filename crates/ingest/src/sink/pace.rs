@@ -16,6 +16,8 @@ pub const SLOW_TIMES: u32 = 4;
 /// A write of the main loop that lasts longer is taken from it, if the destination answers others.
 /// Long enough for a slow one to end by itself, short against a window's age.
 pub const HAND_OFF_AFTER: Duration = Duration::from_secs(2);
+/// Nor longer than this, where there is nobody else to tell how fast the destination is.
+const ALONE_MAX: Duration = Duration::from_secs(30);
 /// So many fast writes in a row, and a slow lane goes with the others again.
 pub const FAST_IN_A_ROW: u32 = 3;
 /// A slow lane without events for so long is as any other.
@@ -89,15 +91,23 @@ impl Pace {
     }
 
     /// How long the main loop looks on while `bytes` of this tenant are written.
+    ///
+    /// Where there are no others, what it did itself is the measure: a large write to a destination that is
+    /// slow as a whole is not one that does not end, and nobody waits behind it.
     pub fn patience(&self, tenant: &TenantId, bytes: u64) -> Duration {
-        let expected = self.expected(tenant, bytes).unwrap_or_default();
+        let alone = || self.expected_by(bytes, |_| true).map(|own| own.min(ALONE_MAX / SLOW_TIMES));
+        let expected = self.expected(tenant, bytes).or_else(alone).unwrap_or_default();
         HAND_OFF_AFTER.max(expected * SLOW_TIMES)
     }
 
     /// The median write of the others, and the bytes at their median speed. That is weighted by
     /// bytes: a thousand small files do not say how fast a large one is.
     fn expected(&self, tenant: &TenantId, bytes: u64) -> Option<Duration> {
-        let others = || self.samples.iter().filter(|sample| sample.tenant != *tenant);
+        self.expected_by(bytes, |sample| sample.tenant != *tenant)
+    }
+
+    fn expected_by(&self, bytes: u64, measure: impl Fn(&Sample) -> bool) -> Option<Duration> {
+        let others = || self.samples.iter().filter(|sample| measure(sample));
         let mut times: Vec<_> = others().map(|sample| sample.took).collect();
         if times.len() < SAMPLES_LEAST {
             return None;
@@ -176,6 +186,18 @@ mod tests {
         assert!(!pace.is_slow(&beta, 100, MS * 60_000), "there is no other to compare with");
         assert_eq!(pace.patience(&acme, 100), HAND_OFF_AFTER);
         assert!(HAND_OFF_AFTER < pace.patience(&acme, 64 * MIB));
+    }
+
+    #[test]
+    fn where_there_is_nobody_else_a_tenants_own_writes_are_the_measure() {
+        let (mut pace, acme) = (Pace::default(), tenant("acme"));
+        assert_eq!(pace.patience(&acme, 64 * MIB), HAND_OFF_AFTER);
+        for _ in 0..4 {
+            pace.add(&acme, 10 * MIB, MS * 1_000);
+        }
+        assert_eq!(pace.patience(&acme, MIB), MS * 4_400);
+        assert_eq!(pace.patience(&acme, 20 * MIB), MS * 12_000);
+        assert_eq!(pace.patience(&acme, 1_000 * MIB), ALONE_MAX, "not for ever");
     }
 
     #[test]

@@ -114,7 +114,9 @@ impl Worker {
                 return Err(End::Drained);
             }
         }
-        self.gatherer.set_bytes(desk.shared.memory.cut(), desk.cut);
+        let bytes = desk.shared.memory.cut();
+        let bytes = desk.sink.window_bytes().map_or(bytes, |own| own.min(bytes));
+        self.gatherer.set_bytes(bytes, desk.cut);
         let pause = desk.sink.pause();
         self.gatherer.pause(pause.as_ref().map(|pause| pause.until));
         let began = Instant::now();

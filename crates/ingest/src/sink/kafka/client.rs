@@ -99,6 +99,8 @@ impl Clients {
             .set("linger.ms", settings.linger.as_millis().to_string())
             .set("batch.num.messages", "100000")
             .set("batch.size", "512000")
+            // Of what arrived the commit tells.
+            .set("delivery.report.only.error", "true")
             // As Java's clients have it: the same key, the same partition.
             .set("partitioner", "murmur2_random")
             .set("message.max.bytes", settings.message_bytes.to_string())

@@ -2,7 +2,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -23,6 +26,12 @@ use super::{
 /// How long a partition is left to whoever took it over.
 const FENCED_FOR: Duration = Duration::from_secs(10);
 
+/// How large a window is before anything was written: so small that its write ends soon, whatever the brokers
+/// are like. By then it is known how long others may take.
+const WINDOW_FIRST: u64 = 2 << 20;
+/// So many are.
+const WRITES_FIRST: u32 = 4;
+
 /// Produces messages.
 pub struct Kafka {
     name: String,
@@ -31,6 +40,8 @@ pub struct Kafka {
     topics: Topics,
     schemas: Arc<dyn Schemas>,
     slots: Mutex<HashMap<Partition, Arc<Mutex<Slot>>>>,
+    /// Transactions of this process so far.
+    written: AtomicU32,
 }
 
 /// The transactional producer of one partition of the log. One write at a time: lanes take turns.
@@ -53,6 +64,7 @@ impl Kafka {
             settings,
             schemas: Arc::clone(&context.schemas),
             slots: Mutex::default(),
+            written: AtomicU32::new(0),
         })
     }
 
@@ -96,6 +108,7 @@ impl Kafka {
                 },
             )?;
             done += part.len();
+            self.written.fetch_add(1, Ordering::Relaxed);
         }
         Ok(())
     }
@@ -158,6 +171,10 @@ impl Sink for Kafka {
                 Err(retry(cause))
             }
         }
+    }
+
+    fn window_bytes(&self) -> Option<u64> {
+        (self.written.load(Ordering::Relaxed) < WRITES_FIRST).then_some(WINDOW_FIRST)
     }
 
     fn probe(&self) -> Result<(), String> {
