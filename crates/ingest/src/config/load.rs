@@ -11,7 +11,7 @@ use super::Config;
 use crate::{
     kafka::PartitionBy,
     log::{LogConfig, LogKind},
-    sink::SinkKind,
+    sink::{SinkConfig, SinkConfigError, SinkKind, shadow::ShadowPlace},
 };
 
 /// A file larger than this is no configuration.
@@ -249,7 +249,7 @@ pub fn check(config: &Config) -> Vec<String> {
     for sink in &config.sink {
         let named = tidegate_event::EventType::is_valid(&sink.name);
         need(named, &format!("sink {:?}: a name is letters, digits, '.', '_' and '-'", sink.name));
-        if let Err(fault) = SinkKind::of(sink).and_then(|kind| (kind.check)(&sink.own())) {
+        if let Err(fault) = sink_fault(sink, &config.log.dir) {
             need(false, &format!("sink {:?}: {fault}", sink.name));
         }
     }
@@ -258,6 +258,15 @@ pub fn check(config: &Config) -> Vec<String> {
         need(port.is_some(), &format!("{name}.listen: {listen:?} is no HOST:PORT"));
     }
     faults
+}
+
+/// What is wrong with a sink's options, or with those of its shadows.
+fn sink_fault(sink: &SinkConfig, dir: &Path) -> Result<(), SinkConfigError> {
+    (SinkKind::of(sink)?.check)(&sink.own())?;
+    match sink.shadow {
+        Some(_) => ShadowPlace::fingerprint(sink, dir).map(drop),
+        None => Ok(()),
+    }
 }
 
 /// What does not go with a log on Kafka.
@@ -361,6 +370,7 @@ mod tests {
                 "[[sink]]\nname = \"a\"\nkind = \"ftp\"",
                 "is none of blackhole, clickhouse, elasticsearch, kafka, lake",
             ),
+            ("[[sink]]\nname = \"a\"\nkind = \"lake\"\nshadow = { format = \"csv\" }", "csv"),
             (
                 "[[sink]]\nname = \"a\"\nkind = \"lake\"\noptions = { format = \"csv\" }",
                 "is none of parquet",

@@ -47,8 +47,8 @@ impl ShadowPlace {
         config.objective = None;
         // Files as large as live ones; there is no hurry.
         config.flush.age = None;
-        let shown = (kind.shadow)(&mut config, data_dir)?;
-        (kind.check)(&config)
+        let shown = (kind.check)(&config).and_then(|()| (kind.shadow)(&mut config, data_dir));
+        let shown = shown
             .map_err(|error| SinkConfigError(format!("as a shadow ([sink.shadow]): {error}")))?;
         Ok(Self { config, shown })
     }
