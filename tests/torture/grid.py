@@ -49,9 +49,6 @@ ROWS = {
     "double start": "P1 P2 P5 P6",
     "replay interrupted": "P5 P6",
 }
-# What makes these promises is not built yet: the whole column, or the whole row.
-LATER_PROMISES = {"P6": "replay"}
-LATER_FAULTS = {"broker restart": "Kafka", "replay interrupted": "replay"}
 
 
 def runs(budget):
@@ -110,8 +107,6 @@ def cell_text(cells, fault, promise):
         return f"{survived}/{tried}" if survived < tried else str(tried), survived == tried
     if promise not in ROWS[fault].split():
         return "", True
-    if promise in LATER_PROMISES or fault in LATER_FAULTS:
-        return "later", True
     return "NOT TRIED", False
 
 
@@ -131,8 +126,6 @@ def show(cells):
     for row in [["fault", *heads], ["-" * width for width in widths], *rows]:
         first, *rest = [cell.ljust(widths[0]) if i == 0 else cell.rjust(widths[i]) for i, cell in enumerate(row)]
         print("| " + " | ".join([first, *rest]) + " |")
-    later = ", ".join(f"{name} ({why})" for name, why in [*LATER_PROMISES.items(), *LATER_FAULTS.items()])
-    print(f"\nlater: {later}")
     return well
 
 
