@@ -55,13 +55,16 @@ fn file(input: &mut Input<'_>) -> Option<FileName> {
     let name = input.text(0);
     let event_type = EventType::new(&name).ok().or_else(|| EventType::mapped(&name))?;
     let hour = i64::from(input.u32() % 70_000_000) - 10_000_000;
+    let flags = input.u8();
+    let plan = (flags & 2 != 0).then(|| format!("{:016x}", u64::from(flags)).parse().unwrap());
     Some(FileName {
-        lane: Lane { tenant, event_type, dead: input.u8() & 1 != 0 },
+        lane: Lane { tenant, event_type, dead: flags & 1 != 0 },
         hour,
         log_id: "abcd1234".to_owned(),
         partition: Partition(input.u16().into()),
         first: Offset(input.u64()),
         last: Offset(input.u64()),
+        plan,
     })
 }
 
@@ -97,6 +100,7 @@ static LAKES: LazyLock<Vec<Lake>> = LazyLock::new(|| {
     std::fs::create_dir_all(&dir).unwrap();
     let context = SinkContext {
         log_id: String::new(),
+        shared_as: None,
         data_dir: dir.clone(),
         storage: Arc::new(tidegate_ingest::storage::Disk),
         schemas: Arc::new(SchemaStore::open(Arc::new(disk), "/schemas".into()).unwrap()),

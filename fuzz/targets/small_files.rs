@@ -1,4 +1,4 @@
-//! Intent and cursor, ledger, books, schema names, tenants' files, keys: read back the same, or refused.
+//! Intent and cursor, ledger, books, schema names, tenants' files, keys, plans of replays: read back the same, or refused.
 
 #![no_main]
 
@@ -14,6 +14,7 @@ use tidegate_ingest::{
         writer,
     },
     normalize::SchemaStore,
+    replay::{Plan, PlanFileError},
     sink::state::{Files, State, StateStores as _},
     storage::Storage,
 };
@@ -22,7 +23,11 @@ const LOG: &str = "abcd1234";
 
 fuzz_target!(|data: &[u8]| {
     let mut input = Input(data);
-    match input.u8() % 8 {
+    let which = input.u8();
+    if which >= 248 {
+        return plan(input.0);
+    }
+    match which % 8 {
         0 => state(input.0),
         // With a right checksum, so that what is behind it is reached.
         1 => state(
@@ -43,6 +48,20 @@ fuzz_target!(|data: &[u8]| {
         _ => key(input.0),
     }
 });
+
+/// A plan's file, as it is and with the id that its content has.
+fn plan(bytes: &[u8]) {
+    let read = match Plan::read(bytes) {
+        Err(PlanFileError::Changed { said, is }) => {
+            let mended = text(bytes).replace(said.as_str(), is.as_str());
+            Plan::read(mended.as_bytes())
+        }
+        read => read,
+    };
+    let Ok(plan) = read else { return };
+    assert_eq!(plan.content.id().unwrap(), plan.plan_id);
+    assert_eq!(Plan::read(&serde_json::to_vec(&plan).unwrap()).unwrap(), plan);
+}
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).trim().to_owned()
