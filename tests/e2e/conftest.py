@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from clickhouse_engine import ClickHouse
 from harness import BINARIES, Server
 
 
@@ -31,6 +32,15 @@ def make_server(tmp_path):
 def server(make_server):
     """A running server without tenants and schemas, with a lake that is flushed often."""
     return make_server().start()
+
+
+@pytest.fixture
+def clickhouse(tmp_path):
+    """ClickHouse's engine, of this test's own."""
+    engine = ClickHouse(tmp_path / "clickhouse").start()
+    yield engine
+    if engine.process.poll() is None:
+        engine.kill()
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -17,14 +17,6 @@ KILLS = int(os.environ.get("CLICKHOUSE_KILLS", "10"))
 WINDOW = "non_replicated_deduplication_window"
 
 
-@pytest.fixture
-def clickhouse(tmp_path):
-    engine = ClickHouse(tmp_path / "clickhouse").start()
-    yield engine
-    if engine.process.poll() is None:
-        engine.kill()
-
-
 VIEW = {
     "type": "object",
     "x-version": 1,

@@ -2,18 +2,8 @@
 
 import subprocess
 
-import pytest
-from clickhouse_engine import ClickHouse, check_once, check_same, sink
+from clickhouse_engine import check_once, check_same, sink
 from harness import Load, tally
-
-
-@pytest.fixture
-def clickhouse(tmp_path):
-    engine = ClickHouse(tmp_path / "clickhouse").start()
-    yield engine
-    if engine.process.poll() is None:
-        engine.kill()
-
 
 # There is no schema: the field stands in `custom`.
 N = "JSONExtractInt(custom, 'n')"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import duckdb
 import pytest
-from clickhouse_engine import ClickHouse, lake_rows, sink, table_rows
+from clickhouse_engine import lake_rows, sink, table_rows
 from harness import Load, http, tally, wait_until
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -18,14 +18,6 @@ from torture.strace import Attached  # noqa: E402
 
 ORDER = {"type": "object", "x-version": 1, "properties": {"n": {"type": "integer"}, "size": {"type": "integer"}}}
 LOOSER = {"type": "object", "x-version": 2, "properties": {"n": {"type": "integer"}}}
-
-
-@pytest.fixture
-def clickhouse(tmp_path):
-    engine = ClickHouse(tmp_path / "clickhouse").start()
-    yield engine
-    if engine.process.poll() is None:
-        engine.kill()
 
 
 def files_of_live(server):

@@ -5,19 +5,10 @@ import re
 import subprocess
 
 import duckdb
-import pytest
-from clickhouse_engine import ClickHouse, sink
+from clickhouse_engine import sink
 from harness import http, tally
 
 FOUND = ("missing", "extra", "changed", "healed", "newly_dead", "doubled_in_live", "doubled_in_shadow")
-
-
-@pytest.fixture
-def clickhouse(tmp_path):
-    engine = ClickHouse(tmp_path / "clickhouse").start()
-    yield engine
-    if engine.process.poll() is None:
-        engine.kill()
 
 
 def view(version, fields, required=()):

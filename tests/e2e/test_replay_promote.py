@@ -5,21 +5,13 @@ import subprocess
 import time
 
 import pytest
-from clickhouse_engine import ClickHouse, sink, table_rows
+from clickhouse_engine import sink, table_rows
 from harness import tally, wait_until
 
 MENDED = {"type": "object", "x-version": 2, "properties": {"n": {"type": "integer"}, "text": {"type": "string"}}}
 STRICT = {"type": "object", "x-version": 1, "properties": {"n": {"type": "integer"}, "size": {"type": "integer"}}}
 LAST = 300
 WINDOW = ("0:50", "0:250")
-
-
-@pytest.fixture
-def clickhouse(tmp_path):
-    engine = ClickHouse(tmp_path / "clickhouse").start()
-    yield engine
-    if engine.process.poll() is None:
-        engine.kill()
 
 
 def fill(server, key):

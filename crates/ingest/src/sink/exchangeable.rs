@@ -13,7 +13,10 @@ use super::{
     rows::{Lane, Lanes},
     source::{SourceEntry, SourceError},
 };
-use crate::replay::{Selection, promote::Live};
+use crate::replay::{
+    Selection,
+    promote::{Lacking, Live},
+};
 
 impl Sinks {
     fn running(&self, name: &str) -> Option<&Running> {
@@ -51,10 +54,10 @@ impl Live for Sinks {
         &self,
         sink: &str,
         offsets: &BTreeMap<Partition, Marked>,
-    ) -> Result<BTreeMap<Lane, (u64, u64)>, String> {
+    ) -> Result<BTreeMap<Lane, Lacking>, String> {
         let running = self.running(sink).ok_or_else(|| format!("there is no sink {sink:?}"))?;
         let aside = running.quarantine.places().map_err(|e| e.to_string())?;
-        let mut found = BTreeMap::new();
+        let mut found = BTreeMap::<Lane, Lacking>::new();
         for (partition, marked) in offsets {
             let partitions = running.partitions();
             let shared = partitions.iter().find(|shared| shared.log.partition() == *partition);
@@ -69,6 +72,12 @@ impl Live for Sinks {
                      not have all of them any more: what they were for the books cannot be told",
                     marked.count()
                 ));
+            }
+        }
+        for shared in running.partitions() {
+            let counts = shared.board().state.counts.clone();
+            for (lane, lacking) in &mut found {
+                lacking.skipped_at_most += counts.get(lane).map_or(0, |counts| counts.skipped);
             }
         }
         Ok(found)
@@ -101,7 +110,7 @@ fn read(
     shared: &Shared,
     marked: &Marked,
     is_aside: &dyn Fn(Offset) -> bool,
-    into: &mut BTreeMap<Lane, (u64, u64)>,
+    into: &mut BTreeMap<Lane, Lacking>,
 ) -> Result<u64, SourceError> {
     let Some((first, last)) = marked.ends() else { return Ok(0) };
     let mut told = 0;
@@ -120,7 +129,8 @@ fn read(
                     let offsets = rows.iter().map(|row| row.offset(&lanes.heads));
                     let aside = offsets.filter(|offset| is_aside(*offset)).count() as u64;
                     let sums = into.entry(lane.clone()).or_default();
-                    *sums = (sums.0 + aside, sums.1 + rows.len() as u64 - aside);
+                    sums.aside += aside;
+                    sums.others += rows.len() as u64 - aside;
                     told += rows.len() as u64;
                 }
             }

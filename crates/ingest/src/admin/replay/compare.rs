@@ -15,14 +15,14 @@ use super::{
         Problem, Shared,
         lines::{Lines, follow},
     },
-    jobs::{plan_id, problem, record},
+    jobs::{done, plan_id, record},
 };
 use crate::{
     pipeline::Pipeline,
     replay::{
         Plan, ShadowPlace,
         compare::{self, Compared, Pair, Reach, Scope},
-        job::{Folder, JobState},
+        job::Folder,
     },
     sink::SinkConfig,
     storage::Disk,
@@ -46,13 +46,7 @@ pub(super) async fn compare(
 ) -> Result<Response, Problem> {
     let id = plan_id(&id)?;
     let opened = tokio::task::spawn_blocking(move || {
-        let (plan, state) = pipeline.jobs.plan(&id).map_err(problem)?;
-        if state != JobState::Done {
-            let state = json!(state);
-            let state = state.as_str().unwrap_or_default();
-            let detail = format!("the replay is {state}: compare once it is done");
-            return Err(Problem::conflict(detail));
-        }
+        let plan = done(&pipeline, &id, "compare once it is done")?;
         record(&pipeline, "replay.compare", &asked.by, &id, Value::Null)?;
         Ok((pipeline, plan, asked.by))
     });

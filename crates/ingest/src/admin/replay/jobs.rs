@@ -16,6 +16,7 @@ use crate::{
     pipeline::Pipeline,
     replay::{
         Plan, PlanId, Slice, check,
+        job::JobState,
         jobs::{JobError, JobView, Jobs},
     },
 };
@@ -147,6 +148,20 @@ pub(super) fn record(
     };
     let done = pipeline.control.record(&action);
     done.map_err(|e| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "not_recorded", e.to_string()))
+}
+
+/// The plan of a job that is done.
+///
+/// # Errors
+/// 404, 409 with `then`: what to do once it is.
+pub(super) fn done(pipeline: &Pipeline, id: &PlanId, then: &str) -> Result<Plan, Problem> {
+    let (plan, state) = pipeline.jobs.plan(id).map_err(problem)?;
+    if state != JobState::Done {
+        let state = json!(state);
+        let state = state.as_str().unwrap_or_default();
+        return Err(Problem::conflict(format!("the replay is {state}: {then}")));
+    }
+    Ok(plan)
 }
 
 /// The id in a path.

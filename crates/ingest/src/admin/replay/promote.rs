@@ -12,14 +12,14 @@ use super::{
         Problem, Shared,
         lines::{Lines, follow},
     },
-    jobs::{plan_id, problem, record},
+    jobs::{done, plan_id, problem, record},
 };
 use crate::{
     pipeline::Pipeline,
     replay::{
         Judging, Plan, ShadowPlace,
         compare::{self, Compared, Reach, Scope},
-        job::{Folder, JobState},
+        job::Folder,
         planner,
         promote::{Outline, PromoteError, Request, Target},
         redriven_since, targets_changed,
@@ -58,13 +58,7 @@ pub(super) async fn promotion(
 ) -> Result<Response, Problem> {
     let id = plan_id(&id)?;
     let opened = tokio::task::spawn_blocking(move || {
-        let (plan, state) = pipeline.jobs.plan(&id).map_err(problem)?;
-        if state != JobState::Done {
-            let state = json!(state);
-            let state = state.as_str().unwrap_or_default();
-            let detail = format!("the replay is {state}: promote once it is done and compared");
-            return Err(Problem::conflict(detail));
-        }
+        let plan = done(&pipeline, &id, "promote once it is done and compared")?;
         let targets =
             targets(&pipeline, &plan, asked.sink.as_deref()).map_err(Problem::conflict)?;
         if !asked.dry_run {

@@ -126,7 +126,7 @@ impl Promoter {
                 selection: request.content.selection.clone(),
                 at,
                 who: request.who.to_owned(),
-                moves: self.moves(&sink, &survey)?,
+                moves: self.moves(request, &sink, &survey)?,
                 cut: survey.changes.cut.clone(),
             };
             parts.push(Part {
@@ -151,7 +151,12 @@ impl Promoter {
     }
 
     /// How the books of a sink move.
-    pub(super) fn moves(&self, sink: &str, survey: &Survey) -> Result<Vec<Move>, PromoteError> {
+    pub(super) fn moves(
+        &self,
+        request: &Request<'_>,
+        sink: &str,
+        survey: &Survey,
+    ) -> Result<Vec<Move>, PromoteError> {
         let mut moves = BTreeMap::<Lane, Move>::new();
         let none = |lane: &Lane| Move { lane: lane.clone(), stored: 0, quarantined: 0, skipped: 0 };
         let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
@@ -161,10 +166,17 @@ impl Promoter {
         }
         if !survey.gained.is_empty() {
             let gained = self.live.gained(sink, &survey.gained).map_err(PromoteError::Refused)?;
-            for (lane, (quarantined, skipped)) in gained {
+            let promotions = self.promotions(sink).map_err(PromoteError::Failed)?;
+            let before = promotions.moves(&request.content.log_id);
+            for (lane, lacking) in gained {
                 let by = moves.entry(lane.clone()).or_insert_with(|| none(&lane));
-                by.quarantined -= signed(quarantined);
+                let moved = before.get(&lane).map_or(0, |moved| moved.2);
+                let most = lacking.skipped_at_most.saturating_add_signed(moved);
+                let skipped = lacking.others.min(most);
+                by.quarantined -= signed(lacking.aside);
                 by.skipped -= signed(skipped);
+                // Counted as stored, and lost since: they count as stored still.
+                by.stored -= signed(lacking.others - skipped);
             }
         }
         let changes = |by: &Move| (by.stored, by.quarantined, by.skipped) != (0, 0, 0);

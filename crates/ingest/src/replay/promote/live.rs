@@ -23,8 +23,7 @@ pub trait Live: Send + Sync {
     /// What it still has to write, and what to do.
     fn passed(&self, sink: &str, window: &[Span], selection: &Selection) -> Result<(), String>;
 
-    /// Of events that a sink does not have, which it set aside and which it skipped, by the lane they were
-    /// recorded in.
+    /// What a sink says of events that it does not have, by the lane they were recorded in.
     ///
     /// # Errors
     /// Why that cannot be told.
@@ -32,5 +31,16 @@ pub trait Live: Send + Sync {
         &self,
         sink: &str,
         offsets: &BTreeMap<Partition, Marked>,
-    ) -> Result<BTreeMap<Lane, (u64, u64)>, String>;
+    ) -> Result<BTreeMap<Lane, Lacking>, String>;
+}
+
+/// Events of one lane that a sink does not have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lacking {
+    /// Those that it set aside.
+    pub aside: u64,
+    /// All others: skipped, or stored once and lost since.
+    pub others: u64,
+    /// Events of the whole lane that it says it skipped: of no others can one have been.
+    pub skipped_at_most: u64,
 }

@@ -42,7 +42,7 @@ use crate::{
     },
     storage::Storage,
 };
-pub use live::Live;
+pub use live::{Lacking, Live};
 
 /// How soon what failed is tried again, at first and at last.
 const AGAIN: Duration = Duration::from_secs(1);

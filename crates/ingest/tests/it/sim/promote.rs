@@ -20,7 +20,7 @@ use tidegate_ingest::{
     clock::ManualClock,
     replay::{
         Content, Judging, LaneCount, PlanId, Selection, ShadowPlace, Slice,
-        promote::{Live, PromoteError, Promoter, Request, Target, journal::Phase},
+        promote::{Lacking, Live, PromoteError, Promoter, Request, Target, journal::Phase},
     },
     sink::{
         Lane, LaneRows, Sink, SinkConfig, SinkContext,
@@ -70,7 +70,7 @@ impl Live for One {
         &self,
         _: &str,
         offsets: &BTreeMap<Partition, Marked>,
-    ) -> Result<BTreeMap<Lane, (u64, u64)>, String> {
+    ) -> Result<BTreeMap<Lane, Lacking>, String> {
         panic!("live has all of it: {offsets:?}")
     }
 }
