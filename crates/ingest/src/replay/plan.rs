@@ -60,7 +60,7 @@ impl PlanId {
 /// A plan as it is kept, shown and written to a file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
-    /// Of this file: [`FORMAT`].
+    /// Of this file: 1.
     pub format: u32,
     /// The hash of what follows from `content`.
     pub plan_id: PlanId,
