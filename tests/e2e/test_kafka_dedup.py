@@ -9,40 +9,17 @@ from pathlib import Path
 
 import duckdb
 import pytest
-from harness import free_ports, lake_ids, tally, toml, wait_until
+from harness import lake_ids, tally, toml, wait_until
 from harness import http as request_of
-from test_kafka_log import TYPE, ids_of, messages, on_kafka, refusal, settle
+from kafka_log import on_kafka, owned, settle
+from test_kafka_log import TYPE, ids_of, messages, one, refusal, three  # noqa: F401 (two are fixtures)
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from brokers import Kafka, why_no_kafka  # noqa: E402
+from brokers import why_no_kafka  # noqa: E402
 
 pytestmark = pytest.mark.skipif(why_no_kafka() is not None, reason=str(why_no_kafka()))
 PARTITIONS = 2
-
-
-@pytest.fixture(scope="module")
-def one(tmp_path_factory):
-    """One broker, shared by the tests that hurt none."""
-    kafka = Kafka(tmp_path_factory.mktemp("kafka"), free_ports, wait_until, 1)
-    yield kafka
-    kafka.end()
-
-
-@pytest.fixture
-def three(tmp_path):
-    """Three brokers of this test's own, soon aware that one is gone."""
-    kafka = Kafka(
-        tmp_path / "kafka", free_ports, wait_until, 3, broker_session_timeout_ms=3000, broker_heartbeat_interval_ms=500,
-        replica_lag_time_max_ms=5000, group_min_session_timeout_ms=1000,
-    )  # fmt: skip
-    yield kafka
-    kafka.end()
-
-
-def owned(server):
-    """Its partitions, also while it says that it is not ready."""
-    return request_of("GET", f"{server.admin}/api/v1/status", timeout=10).json()["log"]["partitions_owned"]
 
 
 def lake_of(root):
