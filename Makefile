@@ -44,7 +44,7 @@ unit: build-needs venv ## The workspace's own tests
 e2e: build-needs venv ## The real programs, with other people's clients and readers
 	$(CARGO) build --workspace --locked --bins
 	$(CARGO) build -p tidegate-ingest --features faults --bin ingestd-faults --locked
-	cd tests/e2e && ../../$(VENV)/bin/python -m pytest -n $(E2E_WORKERS) --dist loadfile $(E2E_ARGUMENTS)
+	scripts/e2e.sh $(VENV)/bin/python -n $(E2E_WORKERS) --dist loadfile $(E2E_ARGUMENTS)
 
 # More for it: `make torture BUDGET=60 TORTURE_ARGUMENTS="--only points,wire --jobs 4 --seed 7"`.
 torture: build-needs venv ## Kill, pause and starve real servers for BUDGET seconds (600); says what was lost

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 MAVEN = Path(os.environ.get("MAVEN_REPOSITORY", Path.home() / ".m2" / "repository"))
@@ -13,8 +14,9 @@ def maven(*arguments):
     MAVEN.mkdir(parents=True, exist_ok=True)
     with open(MAVEN / "tidegate.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        command = ["mvn", "-q", "-B", f"-Dmaven.repo.local={MAVEN}", *map(str, arguments)]
-        subprocess.run(command, check=True, stdin=subprocess.DEVNULL, timeout=600)
+        command = ["mvn", "-q", "-B", "-Dstyle.color=never", f"-Dmaven.repo.local={MAVEN}", *map(str, arguments)]
+        # Even silent it writes there (an end of colours it never began): who calls may have something to say there itself.
+        subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=sys.stderr, timeout=600)
 
 
 def class_path(pom, name):

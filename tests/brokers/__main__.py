@@ -5,6 +5,7 @@ Prints one line of JSON, `{"servers": "127.0.0.1:…"}`, once it is ready. Then 
 """
 
 import argparse
+import faulthandler
 import json
 import shutil
 import sys
@@ -16,6 +17,8 @@ from harness import free_ports, wait_until  # noqa: E402
 
 from brokers import Kafka, why_no_kafka  # noqa: E402
 
+# Seconds; fetching Apache Kafka with Maven has its own bound.
+READY_WITHIN = 900
 COMMANDS = ("kill", "stop", "pause", "resume", "start")
 
 
@@ -28,8 +31,11 @@ def main():
     given = arguments.parse_args()
     if why_no_kafka():
         sys.exit(why_no_kafka())
+    # Whoever waits for the line below would wait as long as this does: what hangs tells where, and ends.
+    faulthandler.dump_traceback_later(READY_WITHIN, exit=True)
     settings = dict(setting.split("=", 1) for setting in given.settings)
     kafka = Kafka(given.folder, free_ports, wait_until, given.brokers, **settings)
+    faulthandler.cancel_dump_traceback_later()
     try:
         print(json.dumps({"servers": kafka.servers}), flush=True)
         for line in sys.stdin:

@@ -70,9 +70,11 @@ fn start() -> Broker {
         .spawn()
         .unwrap();
     let input = child.stdin.take().unwrap();
-    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    let told = lines.map(Result::unwrap).find(|line| line.starts_with('{'));
-    let told: serde_json::Value = serde_json::from_str(&told.expect("no broker")).unwrap();
+    // The first line is the one: whatever else stands there must end the test, not have it wait for more.
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let told: serde_json::Value =
+        serde_json::from_str(&line).unwrap_or_else(|error| panic!("no broker: {error}: {line:?}"));
     let servers = told["servers"].as_str().unwrap().to_owned();
     Broker { servers, _input: input, _child: child }
 }
