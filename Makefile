@@ -26,7 +26,7 @@ POWER_ARGUMENTS ?=
 OVERLOAD_ARGUMENTS ?=
 GRID_ARGUMENTS ?=
 
-.PHONY: help run test unit e2e torture power grid demo-two-sinks demo-roles overload-outage overload-refusal overload-fleet bugs bugs-all fuzz fuzz-quick fuzz-minimise venv lint fmt clippy doc deny deny-install bench bench-criterion bench-e2e dist image image-steps build-needs test-needs
+.PHONY: help run test unit e2e torture power grid incident whole-path demo-two-sinks demo-roles overload-outage overload-refusal overload-fleet bugs bugs-all fuzz fuzz-quick fuzz-minimise venv lint fmt clippy doc deny deny-install bench bench-criterion bench-e2e dist image image-steps build-needs test-needs
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 18
@@ -71,11 +71,15 @@ demo-roles: build-needs venv ## Two edges, normalizers, writers restarted and ki
 	$(CARGO) build --workspace --locked --bins
 	cd tests && ../$(VENV)/bin/python -m roles.rolling $(OVERLOAD_ARGUMENTS)
 
-# With `--outage 300 --backlog 4GiB` and more, see its --help. Needs root for the cgroup.
 whole-path: build-needs venv ## 200 MB of NDJSON through Kafka into ClickHouse and S3, compared value by value
 	$(CARGO) build --workspace --locked --bins
 	cd tests/e2e && WHOLE_PATH_MEGABYTES=200 ../../$(VENV)/bin/python -m pytest -s test_whole_path.py
 
+incident: build-needs venv ## A wrong schema over ten million events, from the mended schema to promoted: the transcript
+	$(CARGO) build --release --locked --bins
+	cd tests/e2e && INCIDENT_EVENTS=10000000 TIDEGATE_BIN_DIR=$(abspath $(TARGET_DIR))/release ../../$(VENV)/bin/python -m pytest -s test_recipes.py -k whole_load
+
+# With `--outage 300 --backlog 4GiB` and more, see its --help. Needs root for the cgroup.
 overload-outage: build-needs venv ## No sink for 5 minutes at full load, in a cgroup of the budget and 20 %
 	$(CARGO) build --release --locked --bins
 	cd tests && TIDEGATE_BIN_DIR=$(abspath $(TARGET_DIR))/release ../$(VENV)/bin/python -m overload.outage $(OVERLOAD_ARGUMENTS)
