@@ -25,8 +25,10 @@ POWER_ARGUMENTS ?=
 # More for the proofs of overload: `make overload-outage OVERLOAD_ARGUMENTS="--outage 60"`.
 OVERLOAD_ARGUMENTS ?=
 GRID_ARGUMENTS ?=
+# What `make bench-replay` measures.
+REPLAY_ARGUMENTS ?=
 
-.PHONY: help run test unit e2e torture power grid incident whole-path demo-two-sinks demo-roles overload-outage overload-refusal overload-fleet bugs bugs-all fuzz fuzz-quick fuzz-minimise venv lint fmt clippy doc deny deny-install bench bench-criterion bench-e2e dist image image-steps build-needs test-needs
+.PHONY: help run test unit e2e torture power grid incident whole-path demo-two-sinks demo-roles overload-outage overload-refusal overload-fleet bugs bugs-all fuzz fuzz-quick fuzz-minimise venv lint fmt clippy doc deny deny-install bench bench-criterion bench-e2e bench-replay dist image image-steps build-needs test-needs
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 18
@@ -145,6 +147,11 @@ bench-criterion: build-needs
 bench-e2e: build-needs venv ## `ingestctl load` against a release `ingestd`
 	$(CARGO) build --release --locked --bins
 	$(VENV)/bin/python bench/run.py
+
+# `make bench-replay REPLAY_ARGUMENTS="--gigabytes 10 --rounds 3"` wants the machine for itself and 30 GB of its disk.
+bench-replay: build-needs venv ## How fast a window replays, beside how fast it came in
+	$(CARGO) build --release --locked --bins
+	$(VENV)/bin/python bench/replay.py $(REPLAY_ARGUMENTS)
 
 dist: build-needs ## The release archive for this platform
 	$(CARGO) build --release --locked --bins

@@ -19,6 +19,7 @@ use super::{
     Judging, Plan, PlanId, SchemaPin, ShadowPlace, ShadowSink,
     jobs::JobsParts,
     judge::Again,
+    memory::Memory,
     pace::{Pace, Processors},
     source::WindowSource,
 };
@@ -26,7 +27,7 @@ use crate::{
     budget::Permit,
     normalize::{Normalizer, Schema, SchemaEntry},
     sink::{
-        self, MEMORY_FACTOR, SinkConfig, SinkContext, SinkParts, SinkState, Sinks,
+        self, SinkConfig, SinkContext, SinkParts, SinkState, Sinks,
         lake::{Project, Schemas},
         source::{LogSource, SourceHold},
         state::State,
@@ -35,11 +36,6 @@ use crate::{
 };
 
 const FORMAT: u32 = 1;
-/// What a job's windows may take of the memory that requests share: a quarter of it at most.
-const MEMORY_BYTES: u64 = 64 << 20;
-const MEMORY_PART: u64 = 4;
-/// What one sink and partition of a job takes at least; with more of them they take turns.
-const WINDOW_BYTES: u64 = (2 << 20) * MEMORY_FACTOR;
 const TICK: Duration = Duration::from_millis(100);
 
 /// How a job stands.
@@ -272,11 +268,11 @@ pub fn run(
     told: &mut dyn FnMut() -> bool,
 ) -> Result<Ended, String> {
     let work = Work::prepare(parts, plan, folder, pace)?;
-    let Some(memory) = work.memory(told) else { return Ok(Ended::Stopped) };
+    let Some(permit) = work.memory(told) else { return Ok(Ended::Stopped) };
     let targets = plan.content.targets.len().max(1) as u64;
-    let at_once = usize::try_from(memory.bytes() / WINDOW_BYTES / targets).unwrap_or(1).max(1);
-    for slices in plan.content.window.chunks(at_once) {
-        if let Ended::Stopped = work.slices(slices, memory.bytes(), told)? {
+    let memory = Memory::divide(permit.bytes(), targets);
+    for slices in plan.content.window.chunks(memory.partitions_at_once(targets)) {
+        if let Ended::Stopped = work.slices(slices, memory, told)? {
             return Ok(Ended::Stopped);
         }
     }
@@ -327,7 +323,7 @@ impl<'a> Work<'a> {
 
     /// Waits for its part of the memory that requests share; `None` where it was told to stop.
     fn memory(&self, told: &mut dyn FnMut() -> bool) -> Option<Permit> {
-        let bytes = MEMORY_BYTES.min(self.parts.budget.bound() / MEMORY_PART).max(WINDOW_BYTES);
+        let bytes = Memory::wanted(self.parts.budget.bound());
         let share = self.parts.budget.unshared();
         while !told() {
             match share.try_take(bytes) {
@@ -342,9 +338,10 @@ impl<'a> Work<'a> {
     fn slices(
         &self,
         slices: &[super::Slice],
-        memory: u64,
+        memory: Memory,
         told: &mut dyn FnMut() -> bool,
     ) -> Result<Ended, String> {
+        let readers = (slices.len() * self.places.len()) as u64;
         let mut logs: Vec<Arc<dyn LogSource>> = Vec::new();
         for slice in slices.iter().filter(|slice| slice.from < slice.to) {
             let log = self.parts.logs.iter().find(|log| log.partition() == slice.partition);
@@ -355,12 +352,13 @@ impl<'a> Work<'a> {
             }
             let window = (slice.from, slice.to);
             let (again, pace) = (Arc::clone(&self.again), Arc::clone(self.pace));
-            logs.push(Arc::new(WindowSource::new(log, window, again, pace)));
+            let ahead = memory.ahead_each(readers);
+            logs.push(Arc::new(WindowSource::new(log, window, again, pace, ahead)));
         }
         if logs.is_empty() {
             return Ok(Ended::Done);
         }
-        let sinks = self.sinks(logs, memory)?;
+        let sinks = self.sinks(logs, memory.windows)?;
         sinks.finish();
         let ended = self.wait(&sinks, told);
         // What waits for its turn must not: it would not see that it is to end.
@@ -466,7 +464,7 @@ struct Machine<'a> {
     processors: Option<Processors>,
 }
 
-/// How often it is looked at.
+/// How often it is looked at; whether live events come in at each tick.
 const LOOK: Duration = Duration::from_millis(500);
 
 impl<'a> Machine<'a> {
@@ -476,14 +474,18 @@ impl<'a> Machine<'a> {
     }
 
     fn look(&mut self, pace: &Pace) {
+        let latest = latest(self.parts);
+        let live = self.latest < latest;
+        if live {
+            pace.give_way();
+        }
         if self.at.elapsed() < LOOK {
             return;
         }
-        let (latest, processors) = (latest(self.parts), Processors::now());
+        let processors = Processors::now();
         // Where the system does not tell, live has its way by the threads' priority alone.
-        if let (Some(now), Some(before)) = (processors, self.processors) {
-            pace.look(self.latest < latest, now.idle_since(before));
-        }
+        let idle = processors.zip(self.processors).map(|(now, before)| now.idle_since(before));
+        pace.look(live, idle);
         (self.at, self.latest, self.processors) = (Instant::now(), latest, processors);
     }
 }

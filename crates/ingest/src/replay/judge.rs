@@ -59,7 +59,15 @@ impl Again {
         if whole && self.normalizer.is_none() {
             return Ok(vec![frame.clone()]);
         }
-        let mut out = Out { frame, view: &view, tenant: &tenant, made: Vec::new(), open: None };
+        let Session { scratch, tenants } = session;
+        // Once a batch, not once an event.
+        let judging = self.normalizer.as_deref().and_then(|normalizer| {
+            let known = tenants.entry(tenant.clone());
+            let known = known.or_insert_with(|| self.tenants.get(&tenant).map(|t| lenient(&t)));
+            Some((normalizer, known.as_ref()?))
+        });
+        let mut out =
+            Out { frame, view: &view, tenant: &tenant, judging, made: Vec::new(), open: None };
         for record in view.records() {
             let record = record?;
             let offset = record.offset(frame.base);
@@ -70,42 +78,13 @@ impl Again {
                 continue;
             }
             let stays = kept.is_some_and(|kept| kept.has(offset));
-            self.put(session, &mut out, &record, offset, lane, stays);
+            match out.judging.filter(|_| !stays) {
+                Some(judging) => out.judge(judging, scratch, &record, offset, lane),
+                None => out.put(offset, &as_recorded(&record, lane)),
+            }
         }
         out.close();
         Ok(out.made)
-    }
-
-    fn put(
-        &self,
-        session: &mut Session,
-        out: &mut Out<'_>,
-        record: &RecordView<'_>,
-        offset: Offset,
-        lane: &Lane,
-        stays: bool,
-    ) {
-        let tenant = match (&self.normalizer, stays) {
-            (Some(_), false) => session
-                .tenants
-                .entry(out.tenant.clone())
-                .or_insert_with_key(|id| self.tenants.get(id).map(|tenant| lenient(&tenant)))
-                .as_ref(),
-            _ => None,
-        };
-        let (Some(normalizer), Some(tenant)) = (&self.normalizer, tenant) else {
-            return out.put(offset, &as_recorded(record, lane));
-        };
-        let facts = Facts::of(record.note);
-        let judged = judge(normalizer, &mut session.scratch, out.view, record, tenant, &facts);
-        let dead = match &judged.verdict {
-            Verdict::Accepted => None,
-            Verdict::DeadLetter(reason) => Some(reason.code),
-            // What could be kept once, and cannot be read by today's limits.
-            Verdict::Rejected(_) => return out.put(offset, &as_recorded(record, lane)),
-        };
-        let note = facts.with(&judged.note);
-        out.put(offset, &again(record, &judged, dead, &note));
     }
 }
 
@@ -226,12 +205,34 @@ struct Out<'a> {
     frame: &'a SourceFrame,
     view: &'a BatchView<'a>,
     tenant: &'a TenantId,
+    /// By whom and for whom; `None`: all stays as it was recorded.
+    judging: Option<(&'a Normalizer, &'a Tenant)>,
     made: Vec<SourceFrame>,
     /// The offset of its first event, and what it holds so far.
     open: Option<(Offset, BatchEncoder)>,
 }
 
 impl Out<'_> {
+    fn judge(
+        &mut self,
+        (normalizer, tenant): (&Normalizer, &Tenant),
+        scratch: &mut Scratch,
+        record: &RecordView<'_>,
+        offset: Offset,
+        lane: &Lane,
+    ) {
+        let facts = Facts::of(record.note);
+        let judged = judge(normalizer, scratch, self.view, record, tenant, &facts);
+        let dead = match &judged.verdict {
+            Verdict::Accepted => None,
+            Verdict::DeadLetter(reason) => Some(reason.code),
+            // What could be kept once, and cannot be read by today's limits.
+            Verdict::Rejected(_) => return self.put(offset, &as_recorded(record, lane)),
+        };
+        let note = facts.with(&judged.note);
+        self.put(offset, &again(record, &judged, dead, &note));
+    }
+
     fn put(&mut self, offset: Offset, record: &Record<'_>) {
         let (_, encoder) = self.open.get_or_insert_with(|| {
             let (view, capacity) = (self.view, self.frame.body.len());

@@ -13,8 +13,8 @@
 //! | `request`, `planner`, `pins`, `scan` | what is asked for, what the window holds: a plan is made |
 //! | `check` | whether the world is still as the plan has it |
 //! | `judge` | what the log holds, judged again |
-//! | `source` | a window as a log of its own; `pace`: how fast it is read |
-//! | `job`, `jobs` | running a plan; all of a server's |
+//! | `source` | a window as a log of its own; `ahead`: read before it is asked for; `pace`: how fast |
+//! | `job`, `jobs` | running a plan; all of a server's; `memory`: what one takes |
 //! | `promote` | the shadow's rows in the place of live's, and back |
 //! | `compare` | live against shadow: what a replay would change |
 //!
@@ -22,12 +22,14 @@
 //! shadow's place and never from a sink's own; it reads the log and changes no cursor of it.
 
 pub mod address;
+mod ahead;
 mod check;
 pub mod compare;
 pub mod job;
 pub mod jobs;
 mod judge;
 pub mod marks;
+mod memory;
 mod pace;
 mod pins;
 mod plan;

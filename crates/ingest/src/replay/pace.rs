@@ -26,6 +26,8 @@ pub struct Pace {
     max_rate: AtomicU64,
     /// The part of the time in which it works, in millionths.
     duty: AtomicU64,
+    /// Live events come in.
+    live: AtomicBool,
     meter: Mutex<Meter>,
 }
 
@@ -45,6 +47,7 @@ impl Pace {
             stopped: AtomicBool::new(false),
             max_rate: AtomicU64::new(max_rate.unwrap_or(0)),
             duty: AtomicU64::new(1_000_000),
+            live: AtomicBool::new(false),
             meter: Mutex::new(Meter { free_at: now, since: now }),
         }
     }
@@ -60,14 +63,21 @@ impl Pace {
         self.duty.load(Ordering::Relaxed) as f64 / 1e6
     }
 
+    /// Whether the job may read and write at the same time. While live events come in it does one after
+    /// the other, and takes one processor at most: only so the time between two turns is all that it works.
+    #[must_use]
+    pub fn may_run_ahead(&self) -> bool {
+        !self.live.load(Ordering::Relaxed)
+    }
+
     /// Waits until `events` more may be read. Blocks.
     ///
     /// # Errors
-    /// That the job was stopped.
-    pub fn turn(&self, events: u64) -> Result<(), String> {
+    /// That the job was stopped, or who reads: `quit`.
+    pub fn turn(&self, events: u64, quit: &AtomicBool) -> Result<(), String> {
         let mut left = self.book(events, Instant::now());
         loop {
-            if self.stopped.load(Ordering::Acquire) {
+            if self.stopped.load(Ordering::Acquire) || quit.load(Ordering::Acquire) {
                 return Err("the job was stopped".to_owned());
             }
             if left.is_zero() {
@@ -98,14 +108,20 @@ impl Pace {
         self.meter.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Live events come in: nothing is read ahead from now on, until a look finds none.
+    pub fn give_way(&self) {
+        self.live.store(true, Ordering::Relaxed);
+    }
+
     /// Takes what was seen of the machine into account: whether live events came in, and which part of
-    /// the processors' time was idle.
-    pub fn look(&self, live: bool, idle: f64) {
+    /// the processors' time was idle, where that is known.
+    pub fn look(&self, live: bool, idle: Option<f64>) {
+        self.live.store(live, Ordering::Relaxed);
         let duty = self.duty();
         let next = match (live, idle) {
             (false, _) => 1.0,
-            (true, idle) if idle < IDLE_LEAST => (duty * 0.7).max(DUTY_LEAST),
-            (true, idle) if IDLE_ENOUGH < idle => (duty * 1.15).min(1.0),
+            (true, Some(idle)) if idle < IDLE_LEAST => (duty * 0.7).max(DUTY_LEAST),
+            (true, Some(idle)) if IDLE_ENOUGH < idle => (duty * 1.15).min(1.0),
             (true, _) => duty,
         };
         self.duty.store((next * 1e6) as u64, Ordering::Relaxed);
@@ -168,26 +184,34 @@ mod tests {
     #[test]
     fn without_live_traffic_nothing_is_held_back() {
         let pace = Pace::new(None);
+        assert!(pace.may_run_ahead());
         for _ in 0..50 {
-            pace.look(true, 0.0);
+            pace.look(true, Some(0.0));
+            assert!(!pace.may_run_ahead());
         }
         assert!((pace.duty() - DUTY_LEAST).abs() < 1e-6);
         let now = Instant::now();
         pace.meter().since = now.checked_sub(Duration::from_millis(10)).unwrap();
         let rest = pace.book(1, now);
         assert!(rest >= Duration::from_millis(80), "{rest:?}");
-        pace.look(false, 0.0);
-        assert!((pace.duty() - 1.0).abs() < 1e-6);
-        pace.look(true, 0.25);
-        assert!((pace.duty() - 1.0).abs() < 1e-6);
+        pace.look(false, Some(0.0));
+        assert!((pace.duty() - 1.0).abs() < 1e-6 && pace.may_run_ahead());
+        pace.give_way();
+        assert!(!pace.may_run_ahead());
+        for unchanged in [Some(0.25), None] {
+            pace.look(true, unchanged);
+            assert!((pace.duty() - 1.0).abs() < 1e-6);
+        }
     }
 
     #[test]
     fn a_job_that_is_stopped_waits_no_longer() {
         let pace = Pace::new(Some(1));
-        assert_eq!(pace.turn(1), Ok(()));
+        let (on, quit) = (AtomicBool::new(false), AtomicBool::new(true));
+        assert_eq!(pace.turn(1, &on), Ok(()));
+        assert!(pace.turn(1_000_000, &quit).is_err());
         pace.stop();
-        assert!(pace.turn(1_000_000).is_err());
+        assert!(pace.turn(1_000_000, &on).is_err());
     }
 
     #[test]

@@ -1,10 +1,15 @@
 //! A window of one partition as a log of its own: bounded, judged again, at a pace. Read-only.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
 
 use tidegate_event::{Offset, OffsetRange, Partition};
 
 use super::{
+    ahead::Ahead,
     judge::{Again, Session},
     pace::Pace,
 };
@@ -19,17 +24,36 @@ pub struct WindowSource {
     to: Offset,
     again: Arc<Again>,
     pace: Arc<Pace>,
+    ahead_bytes: u64,
 }
 
 impl WindowSource {
-    /// Of `log`, as `again` judges it, no faster than `pace`.
+    /// Of `log`, as `again` judges it, no faster than `pace`. Who reads it to its end is read ahead for, by
+    /// `ahead_bytes` at most.
     pub fn new(
         log: Arc<dyn LogSource>,
         (from, to): (Offset, Offset),
         again: Arc<Again>,
         pace: Arc<Pace>,
+        ahead_bytes: u64,
     ) -> Self {
-        Self { log, from, to, again, pace }
+        Self { log, from, to, again, pace, ahead_bytes }
+    }
+
+    /// `quit`: once it is true the reader waits for its turn no longer.
+    fn reader(&self, from: Offset, quit: Arc<AtomicBool>) -> Result<WindowReader, SourceError> {
+        Ok(WindowReader {
+            reader: self.log.read_from(from)?,
+            partition: self.log.partition(),
+            from,
+            to: self.to,
+            at: from,
+            again: Arc::clone(&self.again),
+            pace: Arc::clone(&self.pace),
+            quit,
+            session: Session::default(),
+            ready: VecDeque::new(),
+        })
     }
 }
 
@@ -47,18 +71,15 @@ impl LogSource for WindowSource {
         self.to
     }
     fn read_from(&self, from: Offset) -> Result<Box<dyn SourceReader>, SourceError> {
-        let reader = self.log.read_from(from)?;
-        Ok(Box::new(WindowReader {
-            reader,
-            partition: self.log.partition(),
-            from,
-            to: self.to,
-            at: from,
-            again: Arc::clone(&self.again),
-            pace: Arc::clone(&self.pace),
-            session: Session::default(),
-            ready: VecDeque::new(),
-        }))
+        Ok(Box::new(self.reader(from, Arc::default())?))
+    }
+    fn read_on_from(&self, from: Offset) -> Result<Box<dyn SourceReader>, SourceError> {
+        let (quit, pace) = (Arc::<AtomicBool>::default(), Arc::clone(&self.pace));
+        let reader = self.reader(from, Arc::clone(&quit))?;
+        let may = move || pace.may_run_ahead();
+        let ahead = Ahead::start(Box::new(reader), self.ahead_bytes, quit, may);
+        let no_thread = |error| SourceError::Read { cause: format!("no thread: {error}") };
+        Ok(Box::new(ahead.map_err(no_thread)?))
     }
     fn wait_past(&self, seen: Offset, timeout: Duration) -> bool {
         if self.to <= seen {
@@ -84,6 +105,7 @@ struct WindowReader {
     at: Offset,
     again: Arc<Again>,
     pace: Arc<Pace>,
+    quit: Arc<AtomicBool>,
     session: Session,
     ready: VecDeque<SourceEntry>,
 }
@@ -111,7 +133,8 @@ impl SourceReader for WindowReader {
 
 impl WindowReader {
     fn frame(&mut self, frame: &SourceFrame) -> Result<(), SourceError> {
-        self.pace.turn(frame.count.into()).map_err(|cause| SourceError::Read { cause })?;
+        let turn = self.pace.turn(frame.count.into(), &self.quit);
+        turn.map_err(|cause| SourceError::Read { cause })?;
         let window = (self.from.max(self.at), self.to);
         let frames = self.again.frames(&mut self.session, self.partition, frame, window);
         // The frame's checksum holds, so this was written so: no other reader makes more of it.
@@ -212,11 +235,15 @@ mod tests {
             SourceEntry::Frame(frame(5, "dev", &events)),
         ]));
         let pace = Arc::new(Pace::new(None));
-        let window = WindowSource::new(log, (Offset(1), Offset(7)), again, Arc::clone(&pace));
+        let window =
+            WindowSource::new(log, (Offset(1), Offset(7)), again, Arc::clone(&pace), 1 << 20);
         assert_eq!((window.earliest(), window.latest()), (Offset(1), Offset(7)));
         assert_eq!(window.bytes_since(Offset(2)), 5);
-        for start in 1..7 {
-            let mut reader = window.read_from(Offset(start)).unwrap();
+        for (start, ahead) in (1..7).flat_map(|start| [(start, false), (start, true)]) {
+            let start_at = Offset(start);
+            let reader =
+                if ahead { window.read_on_from(start_at) } else { window.read_from(start_at) };
+            let mut reader = reader.unwrap();
             let (mut at, mut found) = (Offset(start), Vec::new());
             while let Some(entry) = reader.next().unwrap() {
                 let (from, to) = ends(&entry);
@@ -231,5 +258,6 @@ mod tests {
         }
         pace.stop();
         assert!(window.read_from(Offset(1)).unwrap().next().is_err());
+        assert!(window.read_on_from(Offset(1)).unwrap().next().is_err());
     }
 }

@@ -75,6 +75,13 @@ pub trait LogSource: Send + Sync {
     /// # Errors
     /// [`SourceError`] when `from` is not there (any more) or the log cannot be read.
     fn read_from(&self, from: Offset) -> Result<Box<dyn SourceReader>, SourceError>;
+    /// The same, for one who reads the log to its end: it may be read ahead.
+    ///
+    /// # Errors
+    /// As [`LogSource::read_from`].
+    fn read_on_from(&self, from: Offset) -> Result<Box<dyn SourceReader>, SourceError> {
+        self.read_from(from)
+    }
     /// An offset before which nothing was received at `since` or later: where to look for the first
     /// that was. The earliest, where the log knows no better.
     fn offset_at(&self, _since: ReceivedAt) -> Offset {

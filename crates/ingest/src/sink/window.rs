@@ -270,7 +270,7 @@ impl Gatherer {
 
     fn next(&mut self) -> Result<Option<SourceEntry>, SourceError> {
         if self.reader.is_none() {
-            self.reader = Some(self.log.read_from(self.window.to)?);
+            self.reader = Some(self.log.read_on_from(self.window.to)?);
         }
         let next = match &mut self.reader {
             Some(reader) => reader.next(),
