@@ -51,6 +51,15 @@ class ClickHouse:
     def spoil(self, what, left, **more):
         assert http("POST", f"{self.url}/spoil", json.dumps({"what": what, "left": left, **more}).encode()).status == 200
 
+    def cut(self, at, what, **more):
+        """From now on changes are counted anew; what is to happen at one of them."""
+        order = json.dumps({"at": at, "what": what, **more}).encode()
+        assert http("POST", f"{self.url}/cut", order).status == 200
+
+    def changes(self):
+        """The changes of tables that came since: the statements."""
+        return http("POST", f"{self.url}/changes", b"").json()
+
     def inserts(self):
         """The inserts that came since its start, spoiled or not: their tokens and settings."""
         return http("POST", f"{self.url}/inserts", b"").json()

@@ -2,10 +2,12 @@
 
 Nothing but a transport: statements, settings and blocks go to the engine as they come, its answers and exceptions
 back. It prints its port once it listens on it. Besides, it can be told to spoil what comes between the two:
-`POST /spoil` with `{"what": "drop_answer", "left": 3}` does so to the next three inserts.
+`POST /spoil` with `{"what": "drop_answer", "left": 3}` does so to the next three inserts,
+`POST /cut` with `{"at": 2, "what": "drop_answer"}` to the third statement from now on that changes tables.
 """
 
 import json
+import os
 import re
 import socket
 import ssl
@@ -20,6 +22,8 @@ import chdb
 
 # What is no setting of the statement's.
 TRANSPORT = ("query", "query_id", "wait_end_of_query", "database")
+# What makes, fills, changes or drops tables, and is no insert of rows from outside.
+CHANGE = re.compile(r"\s*(CREATE|DROP|ALTER|INSERT)\b", re.S)
 INSERT = re.compile(r"\s*(INSERT INTO .*) FORMAT (\w+)\s*", re.S)
 FORMAT = re.compile(r"(.*) FORMAT (\w+)\s*", re.S)
 CODE = re.compile(r"Code: (\d+)\.")
@@ -67,6 +71,10 @@ class Handler(BaseHTTPRequestHandler):
     # What is to be spoiled, how often still, and how many inserts came.
     spoil = {"what": "", "left": 0}
     inserts = []
+    # The changes that came, and what is to happen at which of them: "drop_request", "drop_answer", "die_before",
+    # "die_after", or "late": cut at once and run some seconds later.
+    changes = []
+    cut_at = {"at": -1, "what": ""}
     user = ("default", "")
 
     def do_POST(self):
@@ -75,6 +83,11 @@ class Handler(BaseHTTPRequestHandler):
         if url.path == "/spoil":
             Handler.spoil = json.loads(body)
             return self.answer(200, b"")
+        if url.path == "/cut":
+            Handler.changes, Handler.cut_at = [], json.loads(body)
+            return self.answer(200, b"")
+        if url.path == "/changes":
+            return self.answer(200, json.dumps(Handler.changes).encode())
         if url.path == "/inserts":
             return self.answer(200, json.dumps(Handler.inserts).encode())
         fields = parse_qsl(url.query, keep_blank_values=True)
@@ -85,6 +98,10 @@ class Handler(BaseHTTPRequestHandler):
         if told != Handler.user:
             return self.refuse("Code: 516. DB::Exception: default: Authentication failed", 403)
         spoiled, insert = "", {}
+        if CHANGE.match(statement) and not INSERT.fullmatch(statement):
+            Handler.changes.append(statement)
+            if len(Handler.changes) == Handler.cut_at["at"] + 1:
+                spoiled = Handler.cut_at["what"]
         if INSERT.fullmatch(statement):
             insert = {"statement": statement, "bytes": len(data), "ended": False, "held_up": False, "number": len(Handler.inserts)}
             insert.update(settings)
@@ -93,6 +110,11 @@ class Handler(BaseHTTPRequestHandler):
                 Handler.spoil["left"] -= 1
                 spoiled = Handler.spoil["what"]
         if spoiled == "drop_request":
+            return self.cut()
+        if spoiled == "die_before":
+            os._exit(1)
+        if spoiled == "late":
+            threading.Timer(Handler.cut_at["seconds"], self.run_late, [statement, settings]).start()
             return self.cut()
         if spoiled == "proxy_page":
             return self.answer(200, b"<html>Welcome</html>")
@@ -103,6 +125,8 @@ class Handler(BaseHTTPRequestHandler):
         except Exception as error:  # whatever the engine raises is its answer
             return self.refuse(str(error))
         insert["ended"] = True
+        if spoiled == "die_after":
+            os._exit(1)
         if spoiled == "drop_answer":
             return self.cut()
         if spoiled == "late_answer":
@@ -110,6 +134,13 @@ class Handler(BaseHTTPRequestHandler):
         if spoiled == "bad_gateway":
             return self.answer(502, b"no answer from upstream")
         self.answer(200, found, {"X-ClickHouse-Query-Id": given.get("query_id", "")})
+
+    def run_late(self, statement, settings):
+        try:
+            self.engine.run(statement, settings, b"")
+            Handler.changes.append(f"late: {statement}")
+        except Exception as error:  # nobody waits for it any more
+            Handler.changes.append(f"late and refused: {error}")
 
     def hold_up(self, insert):
         """For some seconds, or until something else is to be spoiled, or nothing."""

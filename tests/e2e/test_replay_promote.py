@@ -23,14 +23,14 @@ def fill(server, key):
     server.settle()
 
 
-def replay(server, *more):
+def replay(server, *more, sinks=2):
     server.write_schema("order", MENDED)
     server.ctl("reload")
     done = server.ctl("replay", "--from", WINDOW[0], "--to", WINDOW[1], "--shadow", "--yes", "--wait", *more)
     plan = done["plan_id"]
     compared = server.ctl("replay", "compare", plan, status=1)
-    # In each of the two sinks.
-    assert compared["healed"] == 2 * sum(n % 3 == 0 for n in range(50, 250)), compared
+    # In each of the sinks.
+    assert compared["healed"] == sinks * sum(n % 3 == 0 for n in range(50, 250)), compared
     return plan
 
 

@@ -12,6 +12,7 @@ use tidegate_event::{
 use super::Pipeline;
 use crate::{
     normalize::{Item, ItemTime, JudgeContext, Judged, Scratch, Verdict, reserved_in},
+    replay::OF_THE_VERDICT,
     tenants::Tenant,
 };
 
@@ -25,6 +26,10 @@ pub struct Letter {
     origin: Value,
     /// The fields that a personal-data rule changed when it came in.
     pii: Vec<String>,
+    /// The name its type had before it was made to fit.
+    source_name: Option<String>,
+    /// All else its note says that a verdict has no say in.
+    others: Map<String, Value>,
 }
 
 /// What became of them.
@@ -40,7 +45,10 @@ impl Letter {
     #[must_use]
     pub fn of(batch: &BatchView<'_>, record: &RecordView<'_>, origin: Value) -> Self {
         let named = record.kind.name != EventType::UNNAMED;
-        let note: Map<String, Value> = serde_json::from_str(record.note).unwrap_or_default();
+        let mut note: Map<String, Value> = serde_json::from_str(record.note).unwrap_or_default();
+        let pii = note.get("pii").map(strings).unwrap_or_default();
+        let source_name = note.get("source_name").and_then(Value::as_str).map(str::to_owned);
+        note.retain(|name, _| !OF_THE_VERDICT.contains(&name.as_str()));
         Self {
             raw: record.raw.to_vec(),
             event_type: named.then(|| record.kind.name.to_owned()),
@@ -48,7 +56,9 @@ impl Letter {
             event_time: record.event_time.0,
             pii_changed: record.pii_changed,
             origin,
-            pii: note.get("pii").map(strings).unwrap_or_default(),
+            pii,
+            source_name,
+            others: note,
         }
     }
 }
@@ -56,7 +66,9 @@ impl Letter {
 impl Letter {
     /// What the new event's note says: as judged, and where the event came from.
     fn note(&self, judged: &Judged<'_>) -> String {
-        let mut note: Map<String, Value> = serde_json::from_str(&judged.note).unwrap_or_default();
+        let anew: Map<String, Value> = serde_json::from_str(&judged.note).unwrap_or_default();
+        let mut note = self.others.clone();
+        note.extend(anew);
         note.insert("redrive_of".to_owned(), self.origin.clone());
         if !self.pii.is_empty() {
             note.insert("pii".to_owned(), self.pii.clone().into());
@@ -99,7 +111,7 @@ pub async fn append(
             event_id: Some(&letter.event_id),
             event_time,
             reserved,
-            source_name: None,
+            source_name: letter.source_name.as_deref(),
             map_names: false,
         };
         let judged = pipeline.normalizer.judge_again(&context, &item, &letter.pii, &mut scratch);

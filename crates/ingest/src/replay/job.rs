@@ -256,6 +256,9 @@ pub enum Ended {
     Stopped,
 }
 
+/// Hears why the job does not go on at the moment, if it does not; true: it is to stop.
+pub type Told<'a> = &'a mut dyn FnMut(Option<String>) -> bool;
+
 /// The work of one job, until it is done or told to stop. Blocks.
 ///
 /// # Errors
@@ -265,7 +268,7 @@ pub fn run(
     plan: &Plan,
     folder: &Folder,
     pace: &Arc<Pace>,
-    told: &mut dyn FnMut() -> bool,
+    told: Told<'_>,
 ) -> Result<Ended, String> {
     let work = Work::prepare(parts, plan, folder, pace)?;
     let Some(permit) = work.memory(told) else { return Ok(Ended::Stopped) };
@@ -322,10 +325,11 @@ impl<'a> Work<'a> {
     }
 
     /// Waits for its part of the memory that requests share; `None` where it was told to stop.
-    fn memory(&self, told: &mut dyn FnMut() -> bool) -> Option<Permit> {
+    fn memory(&self, told: Told<'_>) -> Option<Permit> {
         let bytes = Memory::wanted(self.parts.budget.bound());
         let share = self.parts.budget.unshared();
-        while !told() {
+        let why = || Some("it waits for memory that requests have".to_owned());
+        while !told(why()) {
             match share.try_take(bytes) {
                 Ok(permit) => return Some(permit),
                 Err(_) => std::thread::sleep(TICK),
@@ -339,7 +343,7 @@ impl<'a> Work<'a> {
         &self,
         slices: &[super::Slice],
         memory: Memory,
-        told: &mut dyn FnMut() -> bool,
+        told: Told<'_>,
     ) -> Result<Ended, String> {
         let readers = (slices.len() * self.places.len()) as u64;
         let mut logs: Vec<Arc<dyn LogSource>> = Vec::new();
@@ -370,20 +374,18 @@ impl<'a> Work<'a> {
     }
 
     /// The partition as it is replayed: waits until it is this server's; `None` where it was told to stop.
-    fn readable(
-        &self,
-        log: &Arc<dyn LogSource>,
-        told: &mut dyn FnMut() -> bool,
-    ) -> Option<Arc<dyn LogSource>> {
-        let mut said = false;
-        while !told() {
+    fn readable(&self, log: &Arc<dyn LogSource>, told: Told<'_>) -> Option<Arc<dyn LogSource>> {
+        let mut trouble = None;
+        while !told(trouble.clone()) {
             match self.parts.writers.get().map(|writers| writers.to_replay(log)) {
                 Some(Ok(log)) => return Some(log),
-                Some(Err(why)) if !said => {
-                    tracing::warn!(why, "the replay waits");
-                    said = true;
+                Some(Err(why)) => {
+                    if trouble.is_none() {
+                        tracing::warn!(why, "the replay waits");
+                    }
+                    trouble = Some(why);
                 }
-                Some(Err(_)) | None => {}
+                None => {}
             }
             std::thread::sleep(TICK);
         }
@@ -421,7 +423,7 @@ impl<'a> Work<'a> {
         sink::start_with(opened.map_err(|e| e.to_string())?, &parts).map_err(|e| e.to_string())
     }
 
-    fn wait(&self, sinks: &Sinks, told: &mut dyn FnMut() -> bool) -> Result<Ended, String> {
+    fn wait(&self, sinks: &Sinks, told: Told<'_>) -> Result<Ended, String> {
         let mut machine = Machine::new(self.parts);
         loop {
             if sinks.has_ended() {
@@ -430,7 +432,7 @@ impl<'a> Work<'a> {
                     None => Ok(Ended::Done),
                 };
             }
-            if told() {
+            if told(trouble(sinks)) {
                 return Ok(Ended::Stopped);
             }
             machine.look(self.pace);
@@ -453,6 +455,18 @@ fn stopped(sinks: &Sinks) -> Option<String> {
     states.into_iter().find_map(|(sink, partition)| match &partition.state {
         SinkState::Stopped { error } => Some(format!("{}: {error}", sink.name)),
         _ => None,
+    })
+}
+
+/// What a shadow waits for, in its own words.
+fn trouble(sinks: &Sinks) -> Option<String> {
+    sinks.status().iter().find_map(|sink| {
+        let waits = sink.partitions.iter().find_map(|partition| match &partition.state {
+            SinkState::Waiting { error, .. } => Some(error),
+            _ => None,
+        });
+        let held = sink.held.first().map(|held| &held.error);
+        waits.or(held).map(|error| format!("{}: {error}", sink.name))
     })
 }
 

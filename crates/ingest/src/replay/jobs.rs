@@ -1,24 +1,23 @@
 //! The jobs of one server: kept in its data folder, one at work at a time, resumed after a start.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
-    time::Instant,
 };
 
-use serde::Serialize;
-use tidegate_event::ReceivedAt;
 use tokio::runtime::Handle;
 
+pub use super::view::{JobView, ShadowView};
 use super::{
     Plan, PlanId, ShadowPlace, ShadowSink,
     job::{self, Ended, Folder, JobState, Progress, Saved},
     pace::Pace,
+    view::{Meter, SavedView, word},
 };
 use crate::{
     budget::Budget,
@@ -97,50 +96,6 @@ impl JobError {
     }
 }
 
-/// A job as it is shown.
-#[derive(Clone, Debug, Serialize)]
-pub struct JobView {
-    /// Whose id it has.
-    pub plan_id: PlanId,
-    /// How it stands.
-    pub state: JobState,
-    /// Events that each shadow holds in the end.
-    pub events: u64,
-    /// Events that every shadow holds by now.
-    pub done_events: u64,
-    /// Events a second of late; 0: it does not run.
-    pub events_per_second: f64,
-    /// What is left at that rate.
-    pub seconds_left: Option<f64>,
-    /// The part of the time in which it works: less than 1 where live leaves less.
-    pub duty: f64,
-    /// Each shadow.
-    pub sinks: Vec<ShadowView>,
-    /// Who applied it, when, how fast at most, why it failed.
-    #[serde(flatten)]
-    pub saved: SavedView,
-}
-
-/// What is kept of it, as it is shown.
-#[derive(Clone, Debug, Serialize)]
-pub struct SavedView {
-    by: String,
-    applied_at: String,
-    since: String,
-    max_rate: Option<u64>,
-    error: Option<String>,
-}
-
-/// One shadow, as it is shown.
-#[derive(Clone, Debug, Serialize)]
-pub struct ShadowView {
-    /// Where it is.
-    pub shadow: String,
-    /// How far it is.
-    #[serde(flatten)]
-    pub progress: Progress,
-}
-
 struct Entry {
     plan: Plan,
     folder: Folder,
@@ -149,31 +104,10 @@ struct Entry {
     holds: Vec<Box<dyn SourceHold>>,
     pace: Arc<Pace>,
     meter: Meter,
-}
-
-/// How fast a job is: looked at by whoever asks.
-#[derive(Default)]
-struct Meter {
-    seen: Option<(Instant, u64)>,
-    rate: f64,
-}
-
-impl Meter {
-    fn look(&mut self, done: u64) -> f64 {
-        let now = Instant::now();
-        match self.seen {
-            Some((at, before)) if at.elapsed().as_millis() < 500 => {
-                let _too_soon = (at, before);
-            }
-            Some((at, before)) => {
-                let rate = done.saturating_sub(before) as f64 / at.elapsed().as_secs_f64();
-                self.rate = if self.rate == 0.0 { rate } else { self.rate * 0.5 + rate * 0.5 };
-                self.seen = Some((now, done));
-            }
-            None => self.seen = Some((now, done)),
-        }
-        self.rate
-    }
+    /// Why it does not go on at the moment.
+    trouble: Option<String>,
+    /// How far a job came that has ended: that changes no more.
+    last: Option<Vec<Progress>>,
 }
 
 #[derive(Default)]
@@ -181,6 +115,8 @@ struct Table {
     jobs: BTreeMap<PlanId, Entry>,
     /// The one at work.
     running: Option<PlanId>,
+    /// Those that are being removed.
+    removing: BTreeSet<PlanId>,
 }
 
 struct Inner {
@@ -280,8 +216,9 @@ impl Jobs {
         let saved = Saved::new(by, inner.parts.clock.now(), max_rate);
         let created = folder.create(&*inner.parts.storage, &plan, &saved);
         created.map_err(|e| JobError::Io(format!("{}: {e}", folder.path().display())))?;
-        let entry = Entry::new(&inner.parts, plan, folder, saved);
-        let view = inner.view(&is, table.jobs.entry(is.clone()).or_insert(entry));
+        let mut entry = Entry::new(&inner.parts, plan, folder, saved);
+        let view = inner.view(&is, &mut entry, false);
+        table.jobs.insert(is, entry);
         inner.wake.notify_all();
         Ok(view)
     }
@@ -290,11 +227,11 @@ impl Jobs {
     #[must_use]
     pub fn list(&self) -> Vec<JobView> {
         let mut table = self.inner.table();
-        let mut views: Vec<_> = table
-            .jobs
-            .iter_mut()
-            .map(|(id, entry)| (entry.saved.applied_at, self.inner.view(id, entry)))
-            .collect();
+        let Table { jobs, running, .. } = &mut *table;
+        let view = |(id, entry): (&PlanId, &mut Entry)| {
+            (entry.saved.applied_at, self.inner.view(id, entry, running.as_ref() == Some(id)))
+        };
+        let mut views: Vec<_> = jobs.iter_mut().map(view).collect();
         views.sort_by_key(|(at, view)| (std::cmp::Reverse(*at), view.plan_id.clone()));
         views.into_iter().map(|(_, view)| view).collect()
     }
@@ -305,8 +242,9 @@ impl Jobs {
     /// [`JobError::Unknown`]
     pub fn get(&self, id: &PlanId) -> Result<JobView, JobError> {
         let mut table = self.inner.table();
+        let at_work = table.running.as_ref() == Some(id);
         let entry = table.jobs.get_mut(id).ok_or_else(|| JobError::Unknown(id.clone()))?;
-        Ok(self.inner.view(id, entry))
+        Ok(self.inner.view(id, entry, at_work))
     }
 
     /// The plan of a job, and how it stands.
@@ -361,13 +299,15 @@ impl Jobs {
     ) -> Result<JobView, JobError> {
         let inner = &self.inner;
         let mut table = inner.table();
+        table.check_stays(id)?;
+        let at_work = table.running.as_ref() == Some(id);
         let entry = table.jobs.get_mut(id).ok_or_else(|| JobError::Unknown(id.clone()))?;
         if !from(entry.saved.state) {
             let (is, to) = (word(entry.saved.state), word(to));
             return Err(JobError::State(format!("replay {id} is {is}: it cannot become {to}")));
         }
         inner.set(entry, to, None)?;
-        let view = inner.view(id, entry);
+        let view = inner.view(id, entry, at_work);
         // Who is at work stops at the next safe point, and is waited for: what is told then is true.
         while table.running.as_ref() == Some(id) && to != JobState::Waiting {
             table = inner.wake.wait(table).unwrap_or_else(PoisonError::into_inner);
@@ -376,27 +316,49 @@ impl Jobs {
         Ok(view)
     }
 
-    /// Removes the shadow and all that is kept of the job. Blocks.
+    /// Removes the shadow and all that is kept of the job. Blocks. Once it has begun the job is cancelled,
+    /// whatever it was: no half of a shadow passes for a whole one.
     ///
     /// # Errors
     /// [`JobError`]: it stays then, and can be removed again.
     pub fn remove(&self, id: &PlanId) -> Result<(), JobError> {
         let inner = &self.inner;
         let (plan, folder) = {
-            let table = inner.table();
-            let entry = table.jobs.get(id).ok_or_else(|| JobError::Unknown(id.clone()))?;
+            let mut table = inner.table();
+            table.check_stays(id)?;
+            let entry = table.jobs.get_mut(id).ok_or_else(|| JobError::Unknown(id.clone()))?;
             if matches!(entry.saved.state, JobState::Waiting | JobState::Running) {
                 return Err(JobError::State(format!(
                     "replay {id} is at work: `ingestctl replay cancel {id}` first"
                 )));
             }
-            (entry.plan.clone(), entry.folder.clone())
+            let begun = "its removal has begun, and not all of the shadow may be there any more: \
+                         remove it again";
+            inner.set(entry, JobState::Cancelled, Some(begun.to_owned()))?;
+            // What is read from now on is of a job that goes.
+            entry.last = None;
+            let found = (entry.plan.clone(), entry.folder.clone());
+            table.removing.insert(id.clone());
+            found
         };
-        inner.erase(&plan, &folder).map_err(JobError::Io)?;
-        folder
-            .remove(&*inner.parts.storage)
-            .map_err(|e| JobError::Io(format!("{}: {e}", folder.path().display())))?;
-        inner.table().jobs.remove(id);
+        let removed = inner.erase(&plan, &folder).and_then(|()| {
+            let removed = folder.remove(&*inner.parts.storage);
+            removed.map_err(|e| format!("{}: {e}", folder.path().display()))
+        });
+        let mut table = inner.table();
+        table.removing.remove(id);
+        removed.map_err(JobError::Io)?;
+        table.jobs.remove(id);
+        Ok(())
+    }
+}
+
+impl Table {
+    /// Nothing is done to a job that is being removed.
+    fn check_stays(&self, id: &PlanId) -> Result<(), JobError> {
+        if self.removing.contains(id) {
+            return Err(JobError::State(format!("replay {id} is being removed: wait for the end")));
+        }
         Ok(())
     }
 }
@@ -411,7 +373,17 @@ impl Entry {
     fn new(parts: &JobsParts, plan: Plan, folder: Folder, saved: Saved) -> Self {
         let holds = if saved.state.is_open() { job::hold(parts, &plan) } else { Vec::new() };
         let pace = Arc::new(Pace::new(saved.max_rate));
-        Self { plan, folder, saved, holds, pace, meter: Meter::default() }
+        let meter = Meter::default();
+        Self { plan, folder, saved, holds, pace, meter, trouble: None, last: None }
+    }
+}
+
+impl Entry {
+    fn come_to(&mut self, saved: Saved) {
+        if !saved.state.is_open() {
+            self.holds.clear();
+        }
+        self.saved = saved;
     }
 }
 
@@ -426,43 +398,54 @@ impl Inner {
         let saved = entry.saved.come_to(to, since, error);
         let done = entry.folder.save(&*self.parts.storage, &saved);
         done.map_err(|e| JobError::Io(format!("{}: {e}", entry.folder.path().display())))?;
-        entry.saved = saved;
-        if !to.is_open() {
-            entry.holds.clear();
-        }
+        entry.come_to(saved);
         Ok(())
     }
 
-    fn view(&self, id: &PlanId, entry: &mut Entry) -> JobView {
+    /// How far its shadows are. Of a job that has ended that was read once.
+    fn progress(&self, entry: &mut Entry, at_work: bool) -> Vec<Progress> {
+        if let Some(last) = &entry.last {
+            return last.clone();
+        }
         let progress = entry.folder.progress(&self.parts, &entry.plan);
+        let is_whole = |p: &Progress| p.stored + p.quarantined == p.events;
+        let has_ended = match entry.saved.state {
+            // What could not be read counts as nothing: that is not kept.
+            JobState::Done => progress.iter().all(is_whole),
+            JobState::Cancelled => !at_work,
+            _ => false,
+        };
+        if has_ended {
+            entry.last = Some(progress.clone());
+        }
+        progress
+    }
+
+    fn view(&self, id: &PlanId, entry: &mut Entry, at_work: bool) -> JobView {
+        let progress = self.progress(entry, at_work);
         let done = |progress: &Progress| progress.stored + progress.quarantined;
         let events = progress.iter().map(|p| p.events).max().unwrap_or(0);
         let slowest = progress.iter().min_by_key(|p| done(p) + (events - p.events));
         let done_events = slowest.map_or(0, |p| done(p) + (events - p.events));
         let runs = entry.saved.state == JobState::Running;
+        let is_to_run = runs || entry.saved.state == JobState::Waiting;
         let rate = if runs { entry.meter.look(done_events) } else { 0.0 };
         let left = events.saturating_sub(done_events) as f64;
         let shadow = |progress: Progress| ShadowView {
             shadow: entry.plan.shadow.get(&progress.sink).cloned().unwrap_or_default(),
             progress,
         };
-        let saved = &entry.saved;
         JobView {
             plan_id: id.clone(),
-            state: saved.state,
+            state: entry.saved.state,
             events,
             done_events,
             events_per_second: rate,
             seconds_left: (0.0 < rate).then(|| left / rate),
             duty: entry.pace.duty(),
+            trouble: entry.trouble.clone().filter(|_| is_to_run),
             sinks: progress.into_iter().map(shadow).collect(),
-            saved: SavedView {
-                by: saved.by.clone(),
-                applied_at: time(saved.applied_at),
-                since: time(saved.since),
-                max_rate: saved.max_rate,
-                error: saved.error.clone(),
-            },
+            saved: SavedView::of(&entry.saved),
         }
     }
 
@@ -470,14 +453,18 @@ impl Inner {
     fn work(&self) {
         while let Some((id, plan, folder, pace)) = self.next() {
             tracing::info!(plan = %id, events = plan.content.events(), "the replay begins");
-            let mut told = || self.ends.load(Ordering::Acquire) || !self.runs(&id);
+            let mut told = |trouble| self.ends.load(Ordering::Acquire) || !self.runs(&id, trouble);
             let ended = job::run(&self.parts, &plan, &folder, &pace, &mut told);
             self.end(&id, ended);
         }
     }
 
-    fn runs(&self, id: &PlanId) -> bool {
-        self.table().jobs.get(id).is_some_and(|entry| entry.saved.state == JobState::Running)
+    /// Whether a job is to go on, which says why it does not at the moment.
+    fn runs(&self, id: &PlanId, trouble: Option<String>) -> bool {
+        let mut table = self.table();
+        let Some(entry) = table.jobs.get_mut(id) else { return false };
+        entry.trouble = trouble;
+        entry.saved.state == JobState::Running
     }
 
     /// The next job, running from now on; `None` at the end.
@@ -501,7 +488,10 @@ impl Inner {
                         table.running = Some(id);
                         return Some(found);
                     }
-                    Err(error) => tracing::warn!(plan = %id, %error, "the replay waits"),
+                    Err(error) => {
+                        tracing::warn!(plan = %id, %error, "the replay waits");
+                        entry.trouble = Some(error.to_string());
+                    }
                 }
             }
             let wait = std::time::Duration::from_secs(1);
@@ -513,6 +503,7 @@ impl Inner {
         let mut table = self.table();
         table.running = None;
         if let Some(entry) = table.jobs.get_mut(id) {
+            entry.trouble = None;
             let (to, error) = match ended {
                 Ok(Ended::Done) => (JobState::Done, None),
                 // As whoever told it has it; at the end of the process it is running still.
@@ -521,10 +512,17 @@ impl Inner {
             };
             tracing::info!(plan = %id, state = word(to), error, "the replay has ended");
             if to != entry.saved.state
-                && let Err(error) = self.set(entry, to, error)
+                && let Err(fault) = self.set(entry, to, error.clone())
             {
                 // It is running still, as far as the disk knows: the next start ends it again.
-                tracing::error!(plan = %id, %error, "how the replay ended cannot be written down");
+                tracing::error!(plan = %id, error = %fault, "how the replay ended cannot be written down");
+                let (state, error) = match error {
+                    Some(error) => (JobState::Failed, Some(error)),
+                    // Its next turn finds all written.
+                    None => (JobState::Waiting, None),
+                };
+                entry.come_to(entry.saved.come_to(state, self.parts.clock.now(), error));
+                entry.trouble = Some(fault.to_string());
             }
         }
         self.wake.notify_all();
@@ -562,16 +560,4 @@ fn listed(parts: &JobsParts) -> Result<Vec<PlanId>, String> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(format!("{}: {error}", dir.display())),
     }
-}
-
-/// As it stands in JSON.
-fn word(state: JobState) -> String {
-    match serde_json::to_value(state) {
-        Ok(serde_json::Value::String(word)) => word,
-        _ => String::new(),
-    }
-}
-
-fn time(at: ReceivedAt) -> String {
-    jiff::Timestamp::from_microsecond(at.0).map_or_else(|_| at.0.to_string(), |t| format!("{t:.3}"))
 }

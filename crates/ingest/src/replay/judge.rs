@@ -36,7 +36,7 @@ pub struct Session {
 }
 
 /// The note's members that a verdict writes anew; all others stay.
-const OF_THE_VERDICT: &[&str] = &["field", "message", "pii", "source_name"];
+pub(crate) const OF_THE_VERDICT: &[&str] = &["field", "message", "pii", "source_name"];
 
 impl Again {
     /// The selected events of `frame` within `[from, to)`, judged again: each stretch of offsets without

@@ -14,7 +14,7 @@
 //! | `check` | whether the world is still as the plan has it |
 //! | `judge` | what the log holds, judged again |
 //! | `source` | a window as a log of its own; `ahead`: read before it is asked for; `pace`: how fast |
-//! | `job`, `jobs` | running a plan; all of a server's; `memory`: what one takes |
+//! | `job`, `jobs`, `view` | running a plan; all of a server's; as they are shown; `memory`: what one takes |
 //! | `promote` | the shadow's rows in the place of live's, and back |
 //! | `compare` | live against shadow: what a replay would change |
 //!
@@ -39,11 +39,13 @@ mod request;
 pub mod resolve;
 mod scan;
 mod source;
+mod view;
 
 pub use crate::sink::shadow::{ShadowPlace, ShadowSink};
 
 pub(crate) use check::targets_changed;
 pub use check::{REDRIVE, check, redriven_since};
+pub(crate) use judge::OF_THE_VERDICT;
 pub use plan::{
     Content, EventAt, Judging, KeptDead, LaneCount, Plan, PlanFileError, PlanId, PlanIdError,
     SchemaCount, SchemaPin, Selection, Slice, Target,

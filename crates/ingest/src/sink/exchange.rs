@@ -174,6 +174,9 @@ pub trait Exchange: Send + Sync {
         how: &How<'_>,
         books: &mut dyn FnMut() -> Result<(), ExchangeError>,
     ) -> Result<(), ExchangeError>;
+
+    /// The promotion is at its end, by this process or an earlier one: nothing of it is under way any more.
+    fn ended(&self) {}
 }
 
 /// How rows are exchanged.

@@ -200,6 +200,41 @@ fn dead_letters_heal_when_the_schema_is_mended() {
 }
 
 #[test]
+fn a_re_driven_event_keeps_the_name_that_its_source_gave_it() {
+    let dir = tempdir().unwrap();
+    let schemas = dir.path().join("schemas");
+    std::fs::create_dir_all(&schemas).unwrap();
+    let schema = |version: u32, n: &str| {
+        let schema = json!({"type": "object", "x-version": version, "required": [n]});
+        std::fs::write(schemas.join("com.x_order_v1.json"), schema.to_string()).unwrap();
+    };
+    schema(1, "m");
+    let lake = dir.path().join("lake");
+    let config = format!(
+        "[schemas]\ndir = {schemas:?}\n[[sink]]\nname = \"lake\"\nkind = \"lake\"\nurl = {lake:?}\n\
+         options.format = \"jsonl\"\nflush = {{ age = \"200ms\" }}\n"
+    );
+    let server = Server::configured(dir.path(), &config);
+    let added = server.admin_post("/api/v1/tenants", &json!({"tenant": "acme"})).json();
+    let event = json!({"specversion": "1.0", "id": "o1", "source": "/shop", "type": "com.x/order v1",
+        "data": {"n": 1}});
+    let kind = "application/cloudevents+json";
+    let key = added["key"].as_str().unwrap();
+    let answer = server.post("/v1/events", key, kind, event.to_string().as_bytes()).json();
+    assert_eq!(answer["dead_lettered"], 1, "{answer}");
+    schema(2, "n");
+    assert_eq!(server.admin_post("/api/v1/reload", &json!({})).status, 200);
+    let redrive = json!({"event_type": "com.x_order_v1"});
+    let redriven = server.admin_post("/api/v1/dead-letters/redrive", &redrive).json();
+    assert_eq!(redriven["accepted"], 1, "{redriven}");
+    server.settle();
+    let written = files(&lake.join("events"), ".jsonl");
+    let row = std::fs::read_to_string(&written[0]).unwrap();
+    let row: serde_json::Value = serde_json::from_str(&row).unwrap();
+    assert_eq!(row["custom"]["source_name"], "com.x/order v1", "{row:#}");
+}
+
+#[test]
 fn a_broken_reload_changes_nothing() {
     let dir = tempdir().unwrap();
     let schemas = dir.path().join("schemas");

@@ -113,9 +113,13 @@ pub(super) async fn change(
     };
     blocking(pipeline, move |pipeline| {
         pipeline.jobs.get(&id).map_err(problem)?;
-        if act.is_none() {
-            pipeline.promoter.may_remove(&id).map_err(|e| Problem::conflict(e.to_string()))?;
-        }
+        let _not_promoted = match act {
+            Some(_) => None,
+            None => {
+                let may = pipeline.promoter.may_remove(&id);
+                Some(may.map_err(|e| Problem::conflict(e.to_string()))?)
+            }
+        };
         record(pipeline, &format!("replay.{what}"), &change.by, &id, Value::Null)?;
         match act {
             Some(act) => shown(act(&pipeline.jobs, &id)),

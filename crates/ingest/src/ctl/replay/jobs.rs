@@ -41,6 +41,8 @@ pub(super) struct Job {
     pub done_events: u64,
     pub events_per_second: f64,
     pub seconds_left: Option<f64>,
+    #[serde(default)]
+    pub trouble: Option<String>,
     duty: f64,
     by: String,
     applied_at: String,
@@ -178,6 +180,11 @@ fn lines(context: &Context, job: &Job) -> Result<(), Fault> {
                 .out
                 .line(&format!("it works {duty} % of the time: live traffic comes first"))?;
         }
+    }
+    if let Some(trouble) = &job.trouble {
+        context
+            .out
+            .line(&context.out.paint(Tone::Bad, &human::safe(&format!("it waits: {trouble}"))))?;
     }
     if let Some(error) = &job.error {
         context.out.line(&context.out.paint(Tone::Bad, &human::safe(error)))?;

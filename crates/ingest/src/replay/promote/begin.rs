@@ -1,6 +1,9 @@
 //! Whether a plan may be promoted or reverted, and all up to the word that decides.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, MutexGuard},
+};
 
 use super::{
     PromoteError, Promoter, Request, exchange_of,
@@ -79,16 +82,19 @@ impl Promoter {
         Ok(journal)
     }
 
-    /// Whether a job may be removed, with what is kept for its revert.
+    /// Whether a job may be removed, with what is kept for its revert. As long as what is returned is kept
+    /// nothing is promoted: not half of a shadow that goes.
     ///
     /// # Errors
     /// [`PromoteError::Refused`]
-    pub fn may_remove(&self, plan: &PlanId) -> Result<(), PromoteError> {
+    pub fn may_remove(&self, plan: &PlanId) -> Result<MutexGuard<'_, ()>, PromoteError> {
+        let one = self.alone()?;
         let journal = self.journal(plan).map_err(|e| PromoteError::Failed(e.to_string()))?;
         match journal.map(|journal| journal.phase) {
-            None | Some(Phase::Reverted) => Ok(()),
+            None | Some(Phase::Reverted) => Ok(one),
             Some(Phase::Done) => refused(format!(
-                "it is promoted, and what was before is kept with it: removing it would be for good;                  `ingestctl replay revert {plan}` first"
+                "it is promoted, and what was before is kept with it: removing it would be for good; \
+                 `ingestctl replay revert {plan}` first"
             )),
             Some(Phase::Staging | Phase::Committed | Phase::Reverting) => {
                 refused("it is being promoted or reverted: wait for the end")

@@ -18,14 +18,13 @@ impl Promoter {
     /// # Errors
     /// What could not be done; try again.
     pub fn resume(&self) -> Result<(), String> {
+        // Nobody is kept from promoting by a look.
+        if self.open_plans()?.is_empty() {
+            return Ok(());
+        }
         // Whoever promotes now ends it.
         let Ok(_one) = self.alone() else { return Ok(()) };
-        let mut plans = Vec::new();
-        for sink in self.live.names() {
-            plans.extend(self.promotions(&sink)?.open);
-        }
-        plans.sort_unstable();
-        plans.dedup();
+        let plans = self.open_plans()?;
         for plan in plans {
             let journal = self.journal(&plan).map_err(|e| e.to_string())?;
             match journal.as_ref().map(|journal| journal.phase) {
@@ -66,6 +65,17 @@ impl Promoter {
             }
             self.sleep(pause.max(LOOK_EVERY));
         }
+    }
+
+    /// The plans that are open at any sink.
+    fn open_plans(&self) -> Result<Vec<PlanId>, String> {
+        let mut plans = Vec::new();
+        for sink in self.live.names() {
+            plans.extend(self.promotions(&sink)?.open);
+        }
+        plans.sort_unstable();
+        plans.dedup();
+        Ok(plans)
     }
 
     pub(super) fn note(&self, trouble: Option<String>) {
@@ -185,9 +195,16 @@ impl Promoter {
     /// Nothing of this plan is open any more.
     pub(super) fn close(&self, plan: &PlanId) -> Result<(), String> {
         for sink in self.live.names() {
+            let mut was_open = false;
             self.change(&sink, |promotions| {
-                promotions.open.take_if(|open| *open == *plan);
+                was_open = promotions.open.take_if(|open| *open == *plan).is_some();
             })?;
+            if was_open
+                && let Some(sink) = self.live.sink(&sink)
+                && let Ok(exchange) = sink.exchange()
+            {
+                exchange.ended();
+            }
         }
         Ok(())
     }

@@ -122,7 +122,7 @@ pub struct ClickHouse {
     settled: Mutex<Settled>,
     inserts: Inserts,
     /// Tables whose rows are being exchanged; inserts hold it to be read.
-    gates: RwLock<HashSet<TableName>>,
+    gates: RwLock<exchange::Gates>,
     /// Those that held at the start: only a start finds a cursor that was set back.
     promotions: Promotions,
 }
@@ -151,14 +151,15 @@ impl ClickHouse {
         };
         let servers = settings.urls.iter().map(server).collect::<Result<_, SinkConfigError>>()?;
         let promotions = Promotions::load(&*context.storage, &context.data_dir, &config.name);
+        let promotions = promotions.map_err(|e| SinkConfigError(e.to_string()))?;
         Ok(Self {
             servers,
             inserts: Inserts::new(settings.inserts_per_second),
             settings,
             schemas: Arc::clone(&context.schemas),
             settled: Mutex::default(),
-            gates: RwLock::default(),
-            promotions: promotions.map_err(|e| SinkConfigError(e.to_string()))?,
+            gates: RwLock::new(exchange::Gates::at_start(&promotions, context)),
+            promotions,
         })
     }
 
@@ -202,7 +203,7 @@ impl ClickHouse {
         self.inserts.count(Instant::now());
         let inserted = {
             let gates = self.gates.read().unwrap_or_else(PoisonError::into_inner);
-            if gates.contains(&table) {
+            if gates.are_shut(&table) {
                 let cause = format!("{}: rows of it are being exchanged", table.quoted());
                 return Err(WriteError::Retry { cause });
             }

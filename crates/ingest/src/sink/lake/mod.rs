@@ -324,7 +324,8 @@ impl Sink for Lake {
         let mut paths = Vec::new();
         let root = self.store.root().clone();
         self.store.scan(&root, &mut |path, _| paths.push(path)).map_err(|e| e.to_string())?;
-        self.store.remove(&paths).map(drop).map_err(|e| e.to_string())
+        self.store.remove(&paths).map_err(|e| e.to_string())?;
+        self.store.remove_empty_folders().map_err(|e| e.to_string())
     }
 
     fn upkeep(&self) -> Option<&dyn Upkeep> {

@@ -417,6 +417,20 @@ impl LakeStore {
         Ok(removed)
     }
 
+    /// Removes the lake's own folder and those below it, as far as they are empty; an object store has none.
+    /// Blocks.
+    ///
+    /// # Errors
+    /// [`StoreError`] for the first that can be neither read nor removed.
+    pub fn remove_empty_folders(&self) -> Result<(), StoreError> {
+        let Kind::Local(local) = &self.kind else { return Ok(()) };
+        let fault = |e: std::io::Error| StoreError {
+            path: local.dir.display().to_string(),
+            cause: e.to_string(),
+        };
+        remove_if_empty(&local.dir).map(drop).map_err(fault)
+    }
+
     /// Part of a file. Blocks.
     ///
     /// # Errors
@@ -509,6 +523,33 @@ impl Local {
             Some(dir) => self.storage.sync_dir(dir).map_err(fault),
             None => Ok(()),
         }
+    }
+}
+
+/// Removes a folder without a file in it; false where something stays.
+fn remove_if_empty(dir: &FilePath) -> std::io::Result<bool> {
+    use std::io::ErrorKind;
+    let mut is_empty = true;
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(true),
+        Err(error) => return Err(error),
+    };
+    for entry in entries {
+        let entry = entry?;
+        is_empty &= entry.file_type()?.is_dir() && remove_if_empty(&entry.path())?;
+    }
+    if !is_empty {
+        return Ok(false);
+    }
+    match std::fs::remove_dir(dir) {
+        Ok(()) => Ok(true),
+        Err(error) => match error.kind() {
+            ErrorKind::NotFound => Ok(true),
+            // Somebody has put something there, or it is where a disk is mounted.
+            ErrorKind::DirectoryNotEmpty | ErrorKind::ResourceBusy => Ok(false),
+            _ => Err(error),
+        },
     }
 }
 

@@ -13,11 +13,11 @@ pub(super) fn apply(server: &Server, plan: &Plan, max_rate: Option<u64>) -> Valu
     answer.json()
 }
 
-fn job(server: &Server, plan: &Plan) -> Value {
+pub(super) fn job(server: &Server, plan: &Plan) -> Value {
     server.admin_get(&format!("/api/v1/replay/jobs/{}", plan.plan_id)).json()
 }
 
-fn change(server: &Server, plan: &Plan, what: &str) -> (u16, Value) {
+pub(super) fn change(server: &Server, plan: &Plan, what: &str) -> (u16, Value) {
     let path = format!("/api/v1/replay/jobs/{}/{what}", plan.plan_id);
     let answer = server.admin_post(&path, &json!({"by": "ana@host"}));
     (answer.status, answer.json())

@@ -1,7 +1,9 @@
 //! Replay: a window of the log again, into a shadow.
 
+mod faults;
 mod jobs;
 mod promote;
+mod refusals;
 
 use std::{
     collections::BTreeMap,
@@ -56,9 +58,14 @@ impl Place {
     }
 
     fn start(&self) -> Server {
+        self.start_with("")
+    }
+
+    /// With `more` in its configuration.
+    fn start_with(&self, more: &str) -> Server {
         let config = format!(
             "[schemas]\ndir = {:?}\n[[sink]]\nname = \"lake\"\nkind = \"lake\"\nurl = {:?}\n\
-             options.format = \"jsonl\"\nflush = {{ rows = 50, age = \"200ms\" }}\n",
+             options.format = \"jsonl\"\nflush = {{ rows = 50, age = \"200ms\" }}\n{more}",
             self.schemas(),
             self.lake()
         );

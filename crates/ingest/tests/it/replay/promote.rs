@@ -12,12 +12,12 @@ use super::{
 };
 use crate::server::{Server, wait_for};
 
-fn promotion(server: &Server, plan: &Plan, more: &str) -> Value {
+pub(super) fn promotion(server: &Server, plan: &Plan, more: &str) -> Value {
     let path = format!("/api/v1/replay/jobs/{}/promotion?by=ana{more}", plan.plan_id);
     last_line(server, &path)
 }
 
-fn revert(server: &Server, plan: &Plan) -> Value {
+pub(super) fn revert(server: &Server, plan: &Plan) -> Value {
     last_line(server, &format!("/api/v1/replay/jobs/{}/revert?by=bob", plan.plan_id))
 }
 
@@ -27,7 +27,7 @@ fn last_line(server: &Server, path: &str) -> Value {
     serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {answer:?}"))
 }
 
-fn compare(server: &Server, plan: &Plan) -> Value {
+pub(super) fn compare(server: &Server, plan: &Plan) -> Value {
     let path = format!("/api/v1/replay/jobs/{}/compare", plan.plan_id);
     let answer = server.admin_post(&path, &json!({"by": "ana"}));
     let line = answer.body.lines().last().unwrap_or_default();

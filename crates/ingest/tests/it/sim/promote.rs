@@ -475,3 +475,52 @@ fn a_promotion_on_a_disk_that_fails_ends_in_the_old_window_or_the_new() {
         tally.survived(1);
     }
 }
+
+/// Room for some bytes more and no others, in the same process: what is refused leaves the old, what was
+/// begun goes on once there is room.
+#[test]
+fn a_promotion_on_a_disk_that_is_full_ends_in_the_old_window_or_the_new() {
+    let mut tally = Tally::new("sim::promote", "ENOSPC", &["P2", "P6"]);
+    let bench = Bench::new("parquet", Selection::default());
+    let start = bench.fs.world();
+    let before = bench.tree();
+    bench.promote(&bench.promoter(&bench.fs.process()).unwrap()).unwrap();
+    let (after, promoted) = (bench.tree(), bench.fs.world());
+    let mut ends = [0; 3];
+    for (back, step) in [(false, 700), (true, 100)] {
+        let (world, from, to) = match back {
+            false => (&start, &before, &after),
+            true => (&promoted, &after, &before),
+        };
+        for room in (0..).map(|n| n * step) {
+            let what = format!("back {back}, room for {room} bytes");
+            bench.fs.back_to(world);
+            let promoter = bench.promoter(&bench.fs.process()).unwrap();
+            let capacity = Some(world.clone().used() + room);
+            bench.fs.set_odds(Odds { capacity, ..Odds::default() });
+            let done = if back { bench.revert(&promoter) } else { bench.promote(&promoter) };
+            let now = bench.tree();
+            check_reader(&now, from, to, &what);
+            match &done {
+                Ok(()) => assert!(now == *to, "{what}"),
+                Err(PromoteError::Refused(why)) => panic!("{what}: {why}"),
+                Err(PromoteError::Failed(_)) => assert!(now == *from, "{what}"),
+                Err(PromoteError::Unfinished(_)) => {}
+            }
+            let end = usize::from(done.is_ok())
+                + 2 * usize::from(matches!(done, Err(PromoteError::Unfinished(_))));
+            ends[end] += 1;
+            bench.fs.set_odds(Odds::default());
+            promoter.resume().unwrap_or_else(|error| panic!("{what}: {error}"));
+            let now = bench.tree();
+            assert!(now == *from || now == *to, "{what}");
+            assert_eq!(bench.promotions().open, None, "{what}");
+            tally.survived(1);
+            if done.is_ok() {
+                break;
+            }
+        }
+    }
+    eprintln!("promote and revert without room: failed, done, unfinished {ends:?}");
+    assert!(ends.iter().all(|count| 0 < *count), "each end was met: {ends:?}");
+}

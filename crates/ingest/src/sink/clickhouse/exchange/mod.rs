@@ -4,15 +4,17 @@
 //! | table | what it has |
 //! | --- | --- |
 //! | `<table>__before_<plan id>` | live's rows of the window, from before; kept until the revert |
-//! | `<table>__next_<plan id>` | partitions as they are to be: live's rows outside of the window, and those that come |
+//! | `<table>_<8 digits>__next_<plan id>` | partitions as they are to be: live's rows outside of the window, and those that come |
 //!
 //! `look` says which; a partition is made anew from live as it is, while no insert into its table is under way and none
-//! begins; so doing it again, after a crash, comes to the same.
+//! begins; so doing it again, after a crash, comes to the same. A statement whose answer was lost may still be run: the
+//! tables it names are those of its own attempt, gone by then, and inserts wait until all is done.
 
 mod look;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
+    sync::{PoisonError, RwLockWriteGuard},
     time::{Duration, Instant},
 };
 
@@ -21,14 +23,21 @@ use sha2::{Digest as _, Sha256};
 use tidegate_event::{EventType, TenantId};
 
 use super::{
-    super::exchange::{Exchange, ExchangeError, How, Order, Staged, Survey, Turn, Way},
+    super::{
+        SinkContext,
+        exchange::{Exchange, ExchangeError, How, Order, Staged, Survey, Turn, Way},
+        promoted::Promotions,
+    },
     ClickHouse, Server,
     block::literal,
     client::{Fault, Request},
     ddl::{Existing, TableName, quote},
     tables,
 };
-use crate::replay::PlanId;
+use crate::replay::{
+    PlanId,
+    promote::journal::{Journal, Phase},
+};
 
 /// An answer about rows.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
@@ -95,16 +104,56 @@ struct PlaceLine {
     log_offset: u64,
 }
 
+/// Tables into which inserts wait.
+#[derive(Debug, Default)]
+pub struct Gates {
+    /// All of them: an earlier process may have replaced a partition, and may not have heard of it.
+    all: bool,
+    shut: HashSet<TableName>,
+    /// Partitions are being replaced: they stay shut until the promotion is at its end.
+    stay: bool,
+}
+
+impl Gates {
+    /// As an earlier process has left it.
+    pub fn at_start(promotions: &Promotions, context: &SinkContext) -> Self {
+        let journal = |plan| Journal::load(&*context.storage, &context.data_dir, plan);
+        let all = match promotions.open.as_ref().map(journal) {
+            None | Some(Ok(None)) => false,
+            Some(Ok(Some(journal))) => {
+                matches!(journal.phase, Phase::Committed | Phase::Reverting)
+            }
+            // Whoever goes on with it says so.
+            Some(Err(_)) => true,
+        };
+        Self { all, ..Self::default() }
+    }
+
+    /// True where inserts into a table wait.
+    pub fn are_shut(&self, table: &TableName) -> bool {
+        self.all || self.shut.contains(table)
+    }
+}
+
 /// Inserts into these tables wait.
 struct Gate<'c> {
     sink: &'c ClickHouse,
     tables: Vec<TableName>,
 }
 
+impl Gate<'_> {
+    /// From now on a statement may be under way that puts old rows over new ones.
+    fn stay(&self) {
+        self.sink.gates().stay = true;
+    }
+}
+
 impl Drop for Gate<'_> {
     fn drop(&mut self) {
-        let mut gates = self.sink.gates.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-        gates.retain(|table| !self.tables.contains(table));
+        let mut gates = self.sink.gates();
+        if !gates.stay {
+            gates.shut.retain(|table| !self.tables.contains(table));
+        }
     }
 }
 
@@ -159,6 +208,16 @@ fn listed<'n>(names: impl Iterator<Item = &'n String>) -> String {
 }
 
 impl ClickHouse {
+    /// To be changed; waits for the inserts that are under way.
+    fn gates(&self) -> RwLockWriteGuard<'_, Gates> {
+        self.gates.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The table of one attempt.
+    fn next(&self, piece: &Piece, (plan, attempt): (&PlanId, &str)) -> TableName {
+        self.beside(&format!("{}_{attempt}", piece.table), "next", plan)
+    }
+
     fn beside(&self, table: &str, word: &str, plan: &PlanId) -> TableName {
         let database = self.settings.database.clone();
         TableName { database, table: format!("{table}__{word}_{plan}") }
@@ -201,19 +260,25 @@ impl ClickHouse {
     }
 
     /// Lets no insert into these tables begin, and waits until none is under way.
-    fn close(&self, pieces: &[Piece], how: &How<'_>) -> Result<Gate<'_>, ExchangeError> {
+    fn close(
+        &self,
+        pieces: &[Piece],
+        plan: &PlanId,
+        how: &How<'_>,
+    ) -> Result<Gate<'_>, ExchangeError> {
         let tables: Vec<_> = pieces.iter().map(|piece| self.named(&piece.table)).collect();
-        {
-            // Those that are under way hold it to be read.
-            let mut gates = self.gates.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-            gates.extend(tables.iter().cloned());
-        }
+        self.gates().shut.extend(tables.iter().cloned());
         let gate = Gate { sink: self, tables };
         let until = Instant::now() + UNDER_WAY;
+        let ours = literal(&format!("__next_{plan}"));
         for piece in pieces {
             let server = self.server_at(&piece.url)?;
             let insert = literal(&format!("INSERT INTO {} ", self.named(&piece.table).quoted()));
-            let asked = format!("startsWith(query, {insert})");
+            // Besides: what an earlier attempt has sent.
+            let asked = format!(
+                "startsWith(query, {insert}) OR \
+                 (position(query, {ours}) > 0 AND NOT startsWith(query, 'SELECT '))"
+            );
             while 0 < server.count("system.processes", &asked)? {
                 if (how.stop)() || until < Instant::now() {
                     return Err(ExchangeError::Failed(format!(
@@ -227,10 +292,25 @@ impl ClickHouse {
         Ok(gate)
     }
 
+    /// Removes the partitions-to-be of all attempts.
+    fn drop_next(&self, plan: &PlanId) -> Result<(), ExchangeError> {
+        for server in &self.servers {
+            let suffix = format!("__next_{plan}");
+            tables::drop_all(&server.client, &self.settings.database, &suffix)
+                .map_err(|fault| server.failed("dropping tables", &fault))?;
+        }
+        Ok(())
+    }
+
     /// Makes the partitions of a table as they are to be, in a table of their own.
-    fn make_next(&self, piece: &Piece, plan: &PlanId, way: Way) -> Result<(), ExchangeError> {
+    fn make_next(
+        &self,
+        piece: &Piece,
+        (plan, attempt): (&PlanId, &str),
+        way: Way,
+    ) -> Result<(), ExchangeError> {
         let server = self.server_at(&piece.url)?;
-        let (table, next) = (self.named(&piece.table), self.beside(&piece.table, "next", plan));
+        let (table, next) = (self.named(&piece.table), self.next(piece, (plan, attempt)));
         let (live, next) = (table.quoted(), next.quoted());
         let come = match way {
             Way::Forward => piece.shadow.as_ref().map(|name| (self.named(name), &piece.comes)),
@@ -254,7 +334,6 @@ impl ClickHouse {
                 there = server.look(&table)?.unwrap_or(there);
             }
         }
-        server.order(&format!("DROP TABLE IF EXISTS {next} SYNC"))?;
         server.order(&format!("CREATE TABLE {next} AS {live}"))?;
         let own = listed(there.columns.keys());
         for partition in &piece.partitions {
@@ -281,13 +360,13 @@ impl ClickHouse {
         Ok(())
     }
 
-    fn replace(&self, piece: &Piece, plan: &PlanId) -> Result<(), ExchangeError> {
+    fn replace(&self, piece: &Piece, attempt: (&PlanId, &str)) -> Result<(), ExchangeError> {
         let server = self.server_at(&piece.url)?;
         let table = self.named(&piece.table);
         if server.look(&table)?.is_none() {
             return Ok(());
         }
-        let (live, next) = (table.quoted(), self.beside(&piece.table, "next", plan).quoted());
+        let (live, next) = (table.quoted(), self.next(piece, attempt).quoted());
         for partition in &piece.partitions {
             let id = literal(partition);
             let change = match server.count(&next, &format!("_partition_id = {id}"))? {
@@ -374,21 +453,24 @@ impl Exchange for ClickHouse {
     ) -> Result<(), ExchangeError> {
         let ready = Self::read_ready(staged)?;
         (how.tell)("inserts into these tables wait");
-        let gate = self.close(&ready.pieces, how)?;
+        let gate = self.close(&ready.pieces, plan, how)?;
+        self.drop_next(plan)?;
+        let attempt = uuid::Uuid::now_v7().simple().to_string();
+        // Its last digits are of chance.
+        let attempt = (plan, attempt.get(24..).unwrap_or(&attempt));
         for piece in &ready.pieces {
             (how.tell)(&format!("{}: its partitions are made anew", piece.table));
-            self.make_next(piece, plan, how.way)?;
+            self.make_next(piece, attempt, how.way)?;
         }
+        gate.stay();
         for piece in &ready.pieces {
-            self.replace(piece, plan)?;
+            self.replace(piece, attempt)?;
         }
         books()?;
-        drop(gate);
-        for server in &self.servers {
-            let suffix = format!("__next_{plan}");
-            tables::drop_all(&server.client, &self.settings.database, &suffix)
-                .map_err(|fault| server.failed("dropping tables", &fault))?;
-        }
-        Ok(())
+        self.drop_next(plan)
+    }
+
+    fn ended(&self) {
+        *self.gates() = Gates::default();
     }
 }
