@@ -8,12 +8,17 @@ import sys
 import uuid
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Callable
 
 import protocol_clients as clients
 import pytest
 from harness import BINARIES, REPOSITORY, Server, exact, free_ports, http, tally, wait_until
 from protocol_front import Front
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from roles.fleet import Fleet  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -248,6 +253,40 @@ def test_each_example_of_the_documentation_does_what_it_says(dev, tmp_path):
 def test_in_dev_a_page_sends_without_a_key(dev):
     names = some_names()
     assert {status for _, status, _ in clients.browser_answers(dev.url, None, names)} == {200}
+
+
+def test_with_roles_the_answers_are_the_same(tmp_path):
+    """An edge, a normalizer and a writer as processes of their own: what became of each item comes back over two hops."""
+    strict = {"type": "object", "properties": {"amount": {"type": "number"}}, "required": ["amount"]}
+    fleet = Fleet(tmp_path / "fleet", replicas=1, schemas={"orders": strict})
+    try:
+        key = fleet.start().add_tenant("acme")
+        [edge] = fleet.replicas["edge"]
+        url = f"http://{edge.address}"
+
+        def post(path, body, authorization=f"Bearer {key}"):
+            answer = http("POST", f"{url}{path}", body.encode(), {"Authorization": authorization})
+            return answer.status, answer.json()
+
+        assert post("/v3/send/orders", '{"amount":1}\n{"amount":"much"}') == (200, {"status": "ok"}), "a dead letter is durable"
+        status, answer = post("/services/collector", '{"event":"a"}{"host":"h"}{"event":"b"}', f"Splunk {key}")
+        assert (status, answer["code"], answer["invalid-event-number"]) == (400, 12, 1)
+        assert post("/track", "[]")[0] == 400
+        batch = json.dumps({"batch": [{"type": "track", "messageId": "m-1"}], "writeKey": key})
+        answers = [http("POST", f"{url}/v1/batch", batch.encode()) for _ in range(2)]
+        assert [answer.json() for answer in answers] == [{"success": True}] * 2
+        names = some_names(2)
+        assert clients.posthog(url, key, names) == set(names)
+        fleet.settle()
+        rows, _, ids = fleet.lake_rows()
+        assert rows == 1 + 2 + 1 + 2, "one order, two of the collector's events, one track, two of PostHog's"
+        assert ids["m-1"] == 1
+        fleet.audits()
+    except BaseException:
+        print(fleet.logs())
+        raise
+    finally:
+        fleet.end()
 
 
 def test_a_splunk_token_that_is_none_is_answered_as_splunk_does(rig):
