@@ -235,6 +235,24 @@ def units():
         seed("units", b"\3", "1.5\0", codes)
 
 
+def protocols():
+    array = "[" + ",".join(EVENTS[:9]) + "]"
+    for first in (0, 0x80):
+        for body in (EVENTS[0], "\n".join(EVENTS[:9]), array, json.dumps(array), json.dumps("\n".join(EVENTS[:3])), '"aGVsbG8="'):
+            seed("protocols", bytes([first]), body)
+    seed("protocols", b"\1", EVENTS[0])
+    stacked = '{"event":{"a": 1.50},"time":1772366400.25,"host":"h"}{"event":"x","time":"1772366400","fields":{"k":"v"}} {"event":7}{"host":"h"}'
+    for body in (stacked, '{"event":""}', '{"event":{"hec":1},"time":"soon"}', '{"event":1}{"event":'):
+        seed("protocols", b"\2", body)
+    seed("protocols", b"\3", "one \"1\"\r\n\ntwo\n")
+    message = '{"type":"track","messageId":"m-1","timestamp":"2026-03-01T12:00:00Z","properties":{"a": 1.50}}'
+    seed("protocols", b"\4", '{"batch":[%s, {"type":"page"},7],"writeKey":"k"}' % message)
+    seed("protocols", b"\5", '{"writeKey":"k","userId":"u"}')
+    event = '{"event":"a","uuid":"u-1","timestamp":"2026-03-01T12:00:00Z","properties":{"n":1}}'
+    seed("protocols", b"\6", '{"batch":[%s],"api_key":"k"}' % event)
+    seed("protocols", b"\7", '{"token":"k","event":"b","api_key":"k"}')
+
+
 def lake():
     names = ("acme\0Page.View-1\0", struct.pack("<I", 10_490_000), b"\0\3\0", struct.pack("<QQ", 10, 19))
     seed("lake", b"\1\0", *names, *names)
@@ -248,6 +266,6 @@ def lake():
         seed("lake", b"\2", b"\n".join(bytes([kind]) + text.encode() for text in EVENTS[:14]))
 
 
-for make in (codings, bodies, events, requests, batches, hops, recovery, small_files, config, schemas, units, lake):
+for make in (codings, bodies, protocols, events, requests, batches, hops, recovery, small_files, config, schemas, units, lake):
     make()
 print(f"{sum(COUNTS.values())} seeds of {len(COUNTS)} targets in {ROOT}")

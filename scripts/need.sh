@@ -14,6 +14,7 @@ case "${1:?build, test or redis}" in
     ;;
   test)
     want curl curl
+    want chromium chromium # a browser that sends
     want openssl openssl
     want strace strace
     want redis-server redis-server

@@ -12,7 +12,8 @@ use tidegate_fuzz::{
     json::{is_json, is_object, trim},
 };
 use tidegate_ingest::{
-    edge::protocol::{Found, PROTOCOLS, Place},
+    edge::protocol::{Found, Place},
+    fuzzing::edge::serving,
     json::split_array,
 };
 
@@ -44,7 +45,7 @@ fn head(headers: &[(&str, &[u8])]) -> Parts {
 
 /// What the protocol that takes the request finds; `Err` where it refuses the body as a whole.
 fn items(parts: &Parts, body: &[u8]) -> Result<Vec<Item>, ()> {
-    let protocol = PROTOCOLS.iter().find(|protocol| (protocol.takes)(parts)).ok_or(())?;
+    let protocol = serving(parts).ok_or(())?;
     let _ = (protocol.only_type)(parts);
     let mut items = Vec::new();
     let all = (protocol.decode)(parts, body, &mut |arrived| {

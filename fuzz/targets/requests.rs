@@ -15,8 +15,8 @@ use tidegate_ingest::{
     budget::Budget,
     edge::{Limits, judge::Judge, protocol::PROTOCOLS},
     fuzzing::edge::{
-        Credentials, Outcome, bearer_or_api_key, charset, media_type, query, request_id, run,
-        single, too_large, trace,
+        Credentials, Outcome, charset, find, media_type, query, request_id, run, serving, single,
+        too_large, trace,
     },
     tenants::{Caller, Quota, Tenants},
 };
@@ -36,7 +36,7 @@ fuzz_target!(|data: &[u8]| {
     let mut input = Input(data);
     let Some(parts) = head(&mut input) else { return };
     read_head(&parts);
-    let Some(protocol) = PROTOCOLS.iter().find(|protocol| (protocol.takes)(&parts)) else { return };
+    let Some(protocol) = serving(&parts) else { return };
     let limits = Limits {
         decoded_bytes: Size::mib(2),
         event_bytes: Size(1_000),
@@ -88,8 +88,12 @@ fn read_head(parts: &Parts) {
         let sane = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
         assert!((1..=64).contains(&id.len()) && id.bytes().all(sane));
     }
-    if let Credentials::Key(key) = bearer_or_api_key(parts) {
-        assert!(!key.contains(['\r', '\n']) && key.trim() == key);
+    for protocol in PROTOCOLS {
+        if let Credentials::Key(key) = find(parts, protocol.login.carriers) {
+            // Out of base64 comes what was put in.
+            let plain = key.trim() == key && !key.contains(['\r', '\n']);
+            assert!(plain || parts.headers.contains_key("authorization"));
+        }
     }
     if let Some(name) = media_type(headers) {
         assert!(!name.contains(';') && name == name.to_ascii_lowercase());

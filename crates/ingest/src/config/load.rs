@@ -9,6 +9,7 @@ use toml::{Table, Value};
 
 use super::Config;
 use crate::{
+    edge::{EdgeConfig, protocol::PROTOCOLS},
     kafka::PartitionBy,
     log::{LogConfig, LogKind},
     sink::{SinkConfig, SinkConfigError, SinkKind, shadow::ShadowPlace},
@@ -209,6 +210,7 @@ pub fn check(config: &Config) -> Vec<String> {
     need((1..=128).contains(&limits.depth), "edge.limits.depth: 1 to 128");
     need(limits.fields > 0, "edge.limits.fields: at least 1");
     need(limits.connections > 0, "edge.limits.connections: at least 1");
+    keyless_faults(&config.edge).iter().for_each(|fault| need(false, fault));
     need(
         config.budget.bytes.0 >= limits.body_bytes.0.saturating_add(limits.decoded_bytes.0),
         "budget.bytes: at least edge.limits.body_bytes + decoded_bytes, or one body never fits",
@@ -256,6 +258,21 @@ pub fn check(config: &Config) -> Vec<String> {
     for (name, listen) in [("edge", &config.edge.listen), ("admin", &config.admin.listen)] {
         let port = listen.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
         need(port.is_some(), &format!("{name}.listen: {listen:?} is no HOST:PORT"));
+    }
+    faults
+}
+
+/// What is wrong with what is read, or taken, of nobody known.
+fn keyless_faults(edge: &EdgeConfig) -> Vec<String> {
+    let mut faults = Vec::new();
+    if !(1..=4 << 20).contains(&edge.limits.unauthenticated_bytes.0) {
+        faults.push("edge.limits.unauthenticated_bytes: at least 1, at most 4MiB".to_owned());
+    }
+    for name in edge.open.keys() {
+        let mut protocols = PROTOCOLS.iter();
+        if !protocols.any(|protocol| protocol.name == name && protocol.login.may_be_open) {
+            faults.push(format!("edge.open.{name}: no protocol that may come without a key"));
+        }
     }
     faults
 }
@@ -376,6 +393,8 @@ mod tests {
                 "is none of parquet",
             ),
             ("[edge]\nlisten = \"here\"", "edge.listen"),
+            ("[edge.open]\nevents = \"acme\"", "edge.open.events"),
+            ("[edge.limits]\nunauthenticated_bytes = 0", "edge.limits.unauthenticated_bytes"),
             ("[admin]\nlisten = \"127.0.0.1:99999\"", "admin.listen"),
         ] {
             let faults = check(&parse_with(text, &[]).unwrap());

@@ -8,7 +8,7 @@ use http_body_util::Full;
 use rand::Rng;
 use serde::Serialize;
 
-use super::problem::Problem;
+use super::{problem::Problem, protocol::Call};
 use crate::{
     faults::{Bug, planted},
     quota::Refused,
@@ -113,6 +113,11 @@ impl Refusal {
             Kind::Shed(reason, _) => reason.status(),
         }
     }
+
+    /// The same, as the HTTP library has it.
+    pub(super) fn status_code(&self) -> StatusCode {
+        StatusCode::from_u16(self.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+    }
 }
 
 #[derive(Serialize)]
@@ -133,9 +138,13 @@ pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id"
 const SHED_REASON: HeaderName = HeaderName::from_static("x-shed-reason");
 
 /// A refusal as problem+json (RFC 9457).
-pub(super) fn refuse(refusal: &Refusal, request_id: &str) -> Answer {
-    let status =
-        StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+pub(super) fn refuse(call: &Call<'_>, refusal: &Refusal) -> Answer {
+    refuse_with(call.request_id, refusal)
+}
+
+/// The same, where there is no request to look at.
+pub(super) fn refuse_with(request_id: &str, refusal: &Refusal) -> Answer {
+    let status = refusal.status_code();
     let title = match refusal.kind {
         Kind::Problem(problem) => problem.title,
         Kind::Shed(..) => "Refused for now; send the same request again later.",
@@ -151,6 +160,12 @@ pub(super) fn refuse(refusal: &Refusal, request_id: &str) -> Answer {
         errors_truncated: (!refusal.errors.is_empty()).then_some(refusal.errors_truncated),
     };
     let mut answer = json(status, "application/problem+json", &body);
+    describe(refusal, &mut answer);
+    answer
+}
+
+/// What a refusal says in the headers of any protocol's answer: when to come again, and why.
+pub(super) fn describe(refusal: &Refusal, answer: &mut Answer) {
     let headers = answer.headers_mut();
     if let Kind::Shed(reason, after) = refusal.kind {
         if !planted(Bug::NoRetryAfter) {
@@ -162,6 +177,12 @@ pub(super) fn refuse(refusal: &Refusal, request_id: &str) -> Answer {
     for (name, value) in &refusal.headers {
         headers.append(name.clone(), value.clone());
     }
+}
+
+/// A refusal with a protocol's own body, under the status that it has everywhere.
+pub(super) fn refuse_as(refusal: &Refusal, body: &impl Serialize) -> Answer {
+    let mut answer = json(refusal.status_code(), "application/json", body);
+    describe(refusal, &mut answer);
     answer
 }
 

@@ -26,7 +26,7 @@ pub(super) fn instead_of(answer: &[u8]) -> Option<Vec<u8>> {
     };
     let id = uuid::Uuid::now_v7().to_string();
     let refusal = Refusal::problem(problem, detail);
-    let body = answer::refuse(&refusal, &id).into_body();
+    let body = answer::refuse_with(&id, &refusal).into_body();
     let body = body.into_inner().unwrap_or_default();
     metrics::requests("none", if problem.status == 431 { "431" } else { "400" }, 1);
     let reason =

@@ -128,6 +128,7 @@ pub(crate) fn sort(
         rejected: Rejected::default(),
         errors: Vec::new(),
         errors_truncated: false,
+        told: 0,
         stopped: None,
     };
     let mut session = judge.session();
@@ -227,6 +228,8 @@ struct Bench<'a> {
     rejected: Rejected,
     errors: Vec<ItemError>,
     errors_truncated: bool,
+    /// Bytes of the reasons.
+    told: usize,
     stopped: Option<Refusal>,
 }
 
@@ -334,7 +337,7 @@ impl Bench<'_> {
 
     /// Bytes of the batch so far, about.
     fn bytes(&self) -> u64 {
-        (self.encoder.bytes() + self.kinds.types.len() * KIND_BYTES) as u64
+        (self.encoder.bytes() + self.kinds.types.len() * KIND_BYTES + self.told) as u64
     }
 
     fn reject(
@@ -365,6 +368,8 @@ impl Bench<'_> {
     fn tell(&mut self, index: u32, event_id: Option<String>, reason: Reason) {
         if self.errors.len() < self.errors_max {
             let Reason { code, field, message } = reason;
+            self.told += size_of::<ItemError>() + field.len() + message.len();
+            self.told += event_id.as_ref().map_or(0, String::len);
             self.errors.push(ItemError { index, event_id, code: code.as_str(), field, message });
         } else {
             self.errors_truncated = true;
@@ -427,7 +432,7 @@ fn mend(code: Code) -> &'static str {
         }
         Code::InvalidUtf8 => "send JSON in UTF-8",
         Code::EventTooLarge | Code::TooDeep | Code::TooManyFields => "send smaller events",
-        Code::EnvelopeInvalid => "send CloudEvents 1.0",
+        Code::EnvelopeInvalid => "send what its protocol asks for",
         _ => "see the reasons",
     }
 }

@@ -11,12 +11,15 @@ use super::{
     away::Kept,
     coding::{Coding, DecodeError, DecodeLimits, from_headers},
     judge::Judge,
-    protocol::Protocol,
+    protocol::{Protocol, Routed, route},
     work::{Done, Work},
 };
 use crate::{books::Tally, budget::Permit, tenants::Caller};
 
-pub use super::head::{Credentials, bearer_or_api_key, charset, media_type, query, single};
+pub use super::{
+    credentials::{Carrier, Credentials, find},
+    head::{charset, media_type, query, single},
+};
 
 /// Why a body was not decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +55,13 @@ pub fn decode(
 #[must_use]
 pub fn too_large(parts: &Parts, limits: &Limits) -> Option<String> {
     super::head::too_large(parts, limits)
+}
+
+/// The protocol that serves a request, by its head.
+#[must_use]
+pub fn serving(parts: &Parts) -> Option<&'static Protocol> {
+    let Routed::Protocols(all) = route(&parts.method, parts.uri.path()) else { return None };
+    all.into_iter().find(|protocol| (protocol.takes)(parts))
 }
 
 /// A sane `X-Request-Id`.
@@ -96,7 +106,7 @@ pub fn run(
     let work = Work {
         types: None,
         coding: from_headers(&parts.headers).unwrap_or(Coding::Identity),
-        parts,
+        parts: Arc::new(parts),
         body,
         protocol,
         caller,

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use http::{HeaderMap, HeaderName, header, request::Parts};
+use http::{HeaderMap, header, request::Parts};
 
 use super::Limits;
 
@@ -49,42 +49,6 @@ pub(super) fn trace(headers: &HeaderMap) -> Option<(&str, &str)> {
 pub(super) fn traceparent(headers: &HeaderMap) -> Option<&str> {
     trace(headers)?;
     headers.get("traceparent")?.to_str().ok()
-}
-
-/// What the head says about the key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Credentials<'a> {
-    /// Nothing, or in a form that is not taken here.
-    Missing,
-    /// Keys that are not the same, or one that cannot be read.
-    Conflict,
-    /// One key.
-    Key(&'a str),
-}
-
-const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
-
-/// `Authorization: Bearer <key>` or `X-Api-Key: <key>`; both, if they agree.
-pub fn bearer_or_api_key(parts: &Parts) -> Credentials<'_> {
-    let mut found = Credentials::Missing;
-    let bearer = parts.headers.get_all(header::AUTHORIZATION).iter().map(|v| (v, true));
-    let plain = parts.headers.get_all(API_KEY).iter().map(|v| (v, false));
-    for (value, is_bearer) in bearer.chain(plain) {
-        let Ok(text) = value.to_str() else { return Credentials::Conflict };
-        let key = if is_bearer {
-            match text.split_once(' ') {
-                Some((scheme, key)) if scheme.eq_ignore_ascii_case("bearer") => key.trim(),
-                _ => continue,
-            }
-        } else {
-            text.trim()
-        };
-        match found {
-            Credentials::Key(other) if other != key => return Credentials::Conflict,
-            _ => found = Credentials::Key(key),
-        }
-    }
-    found
 }
 
 /// The media type in lower case, without parameters; `None` where there is none, or several.
@@ -181,25 +145,6 @@ mod tests {
         }
         let twice = parts(&[("traceparent", "a"), ("traceparent", "b")]);
         assert_eq!(trace(&twice.headers), None);
-    }
-
-    #[test]
-    fn a_key_is_found_once_or_twice_the_same() {
-        let check = |headers: &[(&str, &str)], expected: Credentials<'_>| {
-            assert_eq!(bearer_or_api_key(&parts(headers)), expected, "{headers:?}");
-        };
-        check(&[], Credentials::Missing);
-        check(&[("authorization", "Basic abc")], Credentials::Missing);
-        check(&[("authorization", "Bearer k")], Credentials::Key("k"));
-        check(&[("authorization", "bearer  k ")], Credentials::Key("k"));
-        check(&[("x-api-key", "k")], Credentials::Key("k"));
-        check(&[("authorization", "Bearer k"), ("x-api-key", "k")], Credentials::Key("k"));
-        check(&[("authorization", "Bearer k"), ("x-api-key", "j")], Credentials::Conflict);
-        check(&[("x-api-key", "k"), ("x-api-key", "j")], Credentials::Conflict);
-        check(
-            &[("authorization", "Bearer k"), ("authorization", "Bearer j")],
-            Credentials::Conflict,
-        );
     }
 
     #[test]

@@ -7,6 +7,8 @@ pub(crate) mod bench;
 mod body;
 mod coding;
 mod connection;
+mod cors;
+mod credentials;
 mod crowd;
 mod door;
 #[cfg(feature = "fuzzing")]
@@ -14,18 +16,21 @@ mod door;
 pub mod fuzzing;
 mod head;
 pub mod judge;
+mod login;
 mod over;
 pub mod problem;
 pub mod protocol;
 mod request;
+mod routing;
 mod server;
 mod tls;
 pub(crate) mod turns;
 mod work;
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
+use tidegate_event::TenantId;
 
 use crate::config::{Size, Span};
 
@@ -46,6 +51,8 @@ pub struct EdgeConfig {
     pub limits: Limits,
     /// `[edge.timeouts]`
     pub timeouts: Timeouts,
+    /// `[edge.open]`: by protocol, the tenant to whom belongs what comes without a key.
+    pub open: BTreeMap<String, TenantId>,
 }
 
 impl Default for EdgeConfig {
@@ -55,6 +62,7 @@ impl Default for EdgeConfig {
             tls: None,
             limits: Limits::default(),
             timeouts: Timeouts::default(),
+            open: BTreeMap::new(),
         }
     }
 }
@@ -91,6 +99,8 @@ pub struct Limits {
     pub depth: usize,
     /// Fields of one event, at all depths together (rejected).
     pub fields: usize,
+    /// Bytes of a body that is read for the key in it, as sent and decoded (413); at most 4 MiB.
+    pub unauthenticated_bytes: Size,
     /// Connections at once; at the bound whoever holds most gives one back.
     pub connections: usize,
 }
@@ -107,6 +117,7 @@ impl Default for Limits {
             events: 50_000,
             depth: 32,
             fields: 512,
+            unauthenticated_bytes: Size(512 << 10),
             connections: 2_500,
         }
     }

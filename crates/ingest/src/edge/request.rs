@@ -1,6 +1,7 @@
 //! One request from head to answer: the order of the checks is the order of this file.
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -8,24 +9,27 @@ use std::{
     time::Instant,
 };
 
-use http::{HeaderValue, Method, Request, StatusCode, Version, header, request::Parts};
+use bytes::Bytes;
+use http::{HeaderValue, Request, StatusCode, Version, header, request::Parts};
 use http_body::Body;
 use hyper::body::Incoming;
-use tidegate_event::ReceivedAt;
+use tidegate_event::{ReceivedAt, TenantId};
 use tracing::Instrument;
 
 use super::{
     Limits, Timeouts,
-    answer::{self, Answer, ItemError, Kind, Refusal},
+    answer::{self, Answer, Kind, Refusal},
     away::{self, Behind, Kept},
     bench::no_memory,
     body::{self, ReadError, ReadLimits},
     coding::{self, Coding},
     connection::Busy,
-    head::{self, Credentials},
+    head,
+    login::{self, Coming},
     over,
     problem::Problem,
-    protocol::{self, Outcomes, Protocol, Routed},
+    protocol::{Call, Outcomes, Protocol, Sorted, Tells},
+    routing::{self, Next},
     turns::Turns,
     work::{Done, Packed, Work},
 };
@@ -38,7 +42,7 @@ use crate::{
     quota::{Account, Admitted, Quotas},
     shed::{Pressure, ShedReason},
     tenants::{Caller, Tenants},
-    writer::{AppendError, Appended},
+    writer::AppendError,
 };
 
 /// What all requests share.
@@ -50,6 +54,10 @@ pub(super) struct Shared {
     pub books: Arc<Books>,
     pub clock: Arc<dyn Clock>,
     pub budget: Arc<Budget>,
+    /// For bodies that are read before anybody is known.
+    pub early: Arc<Budget>,
+    /// Whose it is what comes without a key, by protocol.
+    pub open: BTreeMap<String, TenantId>,
     pub pressure: Arc<dyn Pressure>,
     pub quotas: Arc<Quotas>,
     pub draining: AtomicBool,
@@ -65,7 +73,7 @@ impl Shared {
     }
 
     /// How much of a body is read, and how long that may take.
-    fn read_limits(&self) -> ReadLimits {
+    pub(super) fn read_limits(&self) -> ReadLimits {
         ReadLimits {
             bytes: self.limits.body_bytes.0,
             total: self.timeouts.body.0,
@@ -90,6 +98,7 @@ const STORAGE_FOR: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// What is known of a request while it is answered.
 struct Exchange {
+    parts: Arc<Parts>,
     request_id: String,
     base_id: [u8; 16],
     protocol: Option<&'static Protocol>,
@@ -98,6 +107,8 @@ struct Exchange {
     unread: bool,
     /// True where the body would be read over, were the request refused for now.
     passes_over: bool,
+    /// How many items there are, once they are counted.
+    items: Option<u64>,
     busy: Busy,
 }
 
@@ -109,6 +120,11 @@ const PACE_MAX: std::time::Duration = std::time::Duration::from_secs(1);
 const IMPOLITE_MAX: u32 = 20;
 
 impl Exchange {
+    /// What its protocol's answer is made from.
+    fn call(&self) -> Call<'_> {
+        Call { parts: &self.parts, request_id: &self.request_id, items: self.items }
+    }
+
     /// Holds back the refusal of a client that did not wait for the last one's time.
     async fn slow_down(&self, refusal: &Refusal) {
         let impolite = self.busy.impolite();
@@ -126,6 +142,7 @@ pub(super) async fn serve(shared: Arc<Shared>, request: Request<Incoming>, busy:
     let _leave = (!shared.draining.load(Ordering::SeqCst)).then(|| Leave::enter(&shared));
     let started = Instant::now();
     let (parts, body) = request.into_parts();
+    let parts = Arc::new(parts);
     let base_id = new_id(shared.clock.now());
     let request_id = match head::request_id(&parts.headers) {
         Some(id) => id.to_owned(),
@@ -133,13 +150,20 @@ pub(super) async fn serve(shared: Arc<Shared>, request: Request<Incoming>, busy:
     };
     let base_id = tidegate_event::record::base_id(base_id.into_bytes());
     let unread = !body.is_end_stream();
-    let (protocol, account) = (None, None);
-    let passes_over = false;
-    let mut exchange =
-        Exchange { request_id, base_id, protocol, account, unread, passes_over, busy };
+    let mut exchange = Exchange {
+        parts: Arc::clone(&parts),
+        request_id,
+        base_id,
+        protocol: None,
+        account: None,
+        unread,
+        passes_over: false,
+        items: None,
+        busy,
+    };
     let span = span(&parts, &exchange.request_id);
     let version = parts.version;
-    let result = respond(&shared, parts, body, &mut exchange).instrument(span.clone()).await;
+    let result = respond(&shared, &parts, body, &mut exchange).instrument(span.clone()).await;
     let mut answer = match result {
         Ok(answer) => answer,
         Err(refusal) => {
@@ -196,8 +220,8 @@ fn refused(refusal: &Refusal, exchange: &Exchange, span: &tracing::Span) -> Answ
         metrics::shed_requests(reason.as_str(), 1);
     }
     match exchange.protocol {
-        Some(protocol) => (protocol.refuse)(refusal, &exchange.request_id),
-        None => answer::refuse(refusal, &exchange.request_id),
+        Some(protocol) => (protocol.refuse)(&exchange.call(), refusal),
+        None => answer::refuse(&exchange.call(), refusal),
     }
 }
 
@@ -209,6 +233,9 @@ fn finish(answer: &mut Answer, exchange: &Exchange, close: bool) {
     if let Some(account) = &exchange.account {
         account.describe(headers);
     }
+    if let Some(cors) = exchange.protocol.and_then(|protocol| protocol.cors) {
+        cors.describe(&exchange.parts, headers);
+    }
     if close {
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
@@ -217,65 +244,58 @@ fn finish(answer: &mut Answer, exchange: &Exchange, close: bool) {
 /// The checks before the body, then the body, the verdicts and the append.
 async fn respond(
     shared: &Arc<Shared>,
-    parts: Parts,
+    parts: &Arc<Parts>,
     body: Incoming,
     exchange: &mut Exchange,
 ) -> Result<Answer, Refusal> {
-    if let Some(detail) = head::too_large(&parts, &shared.limits) {
+    if let Some(detail) = head::too_large(parts, &shared.limits) {
         return Err(Refusal::problem(Problem::HEADERS_TOO_LARGE, detail));
     }
     if parts.version == Version::HTTP_11 && parts.headers.get_all(header::HOST).iter().count() != 1
     {
         return Err(Refusal::problem(Problem::BAD_REQUEST, "HTTP/1.1 needs one Host header"));
     }
-    if let Some(answer) = health(shared, &parts) {
+    if let Some(answer) = routing::health(shared, parts) {
         return Ok(answer);
     }
-    let candidates = route(&parts)?;
-    let taker = candidates.iter().find(|protocol| (protocol.takes)(&parts));
+    let candidates = match routing::next(shared, parts)? {
+        Next::Events(candidates) => candidates,
+        Next::Answered(protocol, answer) => {
+            exchange.protocol = Some(protocol);
+            return Ok(answer);
+        }
+    };
+    let taker = candidates.iter().find(|protocol| (protocol.takes)(parts));
     let first = taker.or(candidates.first()).copied();
     exchange.protocol = first;
-    let Some(first) = first else { return Err(nothing_here(&parts)) };
+    let Some(first) = first else { return Err(routing::nothing_here(parts)) };
     let declared = body.size_hint().exact();
-    let caller = match authenticate(shared, &parts, first) {
-        Err(refusal) if planted(Bug::KeyAfterBody) => {
-            let _read = body::read(body, shared.read_limits(), &shared.budget.unshared()).await;
-            return Err(refusal);
-        }
-        known => known?,
-    };
+    let (caller, coming) = login::caller(shared, parts, first, body, &exchange.busy).await?;
     exchange.busy.is_known(&caller.tenant.id);
+    exchange.unread &= matches!(coming, Coming::Unread(_));
+    let declared = coming.length().or(declared);
     // From here on no way out, not even a client that hangs up, leaves nothing in the books.
     let mut unread = shared.books.unread(&caller.tenant.id, declared);
     let share = shared.budget.share(&caller.tenant.id, caller.tenant.weight());
-    let multiplexed = parts.version == Version::HTTP_2;
-    let gated = gate(shared, &parts, &caller, &candidates, declared, exchange);
+    let gated = gate(shared, parts, &caller, &candidates, declared, exchange);
     let (protocol, coding, mut admitted) = match gated {
         Ok(gated) => gated,
         Err(refusal) => {
-            if exchange.unread && over::may_pass(&refusal, exchange.passes_over) {
-                let busy = &exchange.busy;
-                let refused = over::Refused { body, busy, share: &share, multiplexed };
-                exchange.unread = !over::pass(shared, refused).await;
-            }
+            pass_over(shared, coming, &share, exchange, &refusal).await;
             return Err(refusal);
         }
     };
 
     admitted.begin_reading();
-    let receiving = exchange.busy.receiving();
-    let read = body::read(body, shared.read_limits(), &share).await;
-    drop(receiving);
-    let (bytes, permit) = read.map_err(|error| unreadable(&error, &share))?;
+    let (bytes, permit, coding, length) = receive(shared, coming, coding, &share, exchange).await?;
     exchange.unread = false;
     faults::at(Point::BodyRead);
-    let length = bytes.len() as u64;
     unread.set_bytes(length);
     admitted.read(length);
     let types = exchange.account.as_ref().map(Account::types);
     let received_at = shared.clock.now();
     let work = Work {
-        parts,
+        parts: Arc::clone(parts),
         body: bytes,
         coding,
         protocol,
@@ -290,63 +310,47 @@ async fn respond(
     settle(shared, (unread, received_at, length), protocol, (done, admitted), exchange).await
 }
 
-fn health(shared: &Shared, parts: &Parts) -> Option<Answer> {
-    if parts.method != Method::GET && parts.method != Method::HEAD {
-        return None;
-    }
-    let well = match parts.uri.path() {
-        "/healthz" => true,
-        "/readyz" => !shared.is_draining() && shared.pressure.ready(),
-        _ => return None,
-    };
-    let status = if well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    Some(answer::json(status, "application/json", &serde_json::json!({ "ok": well })))
-}
-
-fn nothing_here(parts: &Parts) -> Refusal {
-    let path: String = parts.uri.path().chars().take(100).collect();
-    Refusal::problem(Problem::NO_SUCH_PATH, format!("nothing at {path:?}; events go to /v1/events"))
-}
-
-fn route(parts: &Parts) -> Result<Vec<&'static Protocol>, Refusal> {
-    let path = parts.uri.path();
-    if matches!(path, "/healthz" | "/readyz") {
-        return Err(wrong_method(&[&Method::GET, &Method::HEAD]));
-    }
-    match protocol::route(&parts.method, path) {
-        Routed::Protocols(protocols) => Ok(protocols),
-        Routed::WrongMethod(methods) => Err(wrong_method(&methods)),
-        Routed::Nothing => Err(nothing_here(parts)),
-    }
-}
-
-fn wrong_method(methods: &[&Method]) -> Refusal {
-    let list: Vec<&str> = methods.iter().map(|method| method.as_str()).collect();
-    let list = list.join(", ");
-    let refusal = Refusal::problem(Problem::METHOD, format!("this path takes {list}"));
-    match HeaderValue::from_str(&list) {
-        Ok(value) => refusal.with(header::ALLOW, value),
-        Err(_) => refusal,
-    }
-}
-
-fn authenticate(shared: &Shared, parts: &Parts, protocol: &Protocol) -> Result<Caller, Refusal> {
-    let (problem, detail) = match (protocol.key)(parts) {
-        Credentials::Key(key) => match shared.tenants.authenticate(key) {
-            Ok(caller) => return Ok(caller),
-            // Whether it is unknown, expired or disabled is not for everybody to know.
-            Err(error) => {
-                tracing::debug!(%error, "key refused");
-                (Problem::KEY_INVALID, "the key is not known here, or is live no more")
-            }
-        },
-        Credentials::Missing => {
-            (Problem::KEY_MISSING, "send the key as `Authorization: Bearer <key>` or `X-Api-Key`")
+/// The body, as far as it is not there yet: its bytes, their memory, what they are coded with, and how
+/// many were sent.
+async fn receive(
+    shared: &Shared,
+    coming: Coming,
+    coding: Coding,
+    share: &Share,
+    exchange: &Exchange,
+) -> Result<(Bytes, Permit, Coding, u64), Refusal> {
+    match coming {
+        Coming::Unread(body) => {
+            let receiving = exchange.busy.receiving();
+            let read = body::read(body, shared.read_limits(), share).await;
+            drop(receiving);
+            let (bytes, permit) = read.map_err(|error| unreadable(&error, share))?;
+            let length = bytes.len() as u64;
+            Ok((bytes, permit, coding, length))
         }
-        Credentials::Conflict => (Problem::KEY_CONFLICT, "send one key, in one place"),
-    };
-    let challenge = HeaderValue::from_static("Bearer realm=\"tidegate\"");
-    Err(Refusal::problem(problem, detail).with(header::WWW_AUTHENTICATE, challenge))
+        Coming::Read(early) => {
+            // From what nobody is known by to what the tenant may hold.
+            let held = share.try_take(early.permit.bytes());
+            let permit = held.map_err(|full| no_memory(full, share))?;
+            Ok((early.bytes, permit, Coding::Identity, early.length))
+        }
+    }
+}
+
+/// Reads over the body of a refused request, so that its connection may stay.
+async fn pass_over(
+    shared: &Arc<Shared>,
+    coming: Coming,
+    share: &Share,
+    exchange: &mut Exchange,
+    refusal: &Refusal,
+) {
+    let Coming::Unread(body) = coming else { return };
+    if exchange.unread && over::may_pass(refusal, exchange.passes_over) {
+        let (busy, multiplexed) = (&exchange.busy, exchange.parts.version == Version::HTTP_2);
+        let refused = over::Refused { body, busy, share, multiplexed };
+        exchange.unread = !over::pass(shared, refused).await;
+    }
 }
 
 /// What can be said with the key known and the body unread.
@@ -392,13 +396,18 @@ fn gate(
         .map_err(|refused| Refusal::over_quota(&refused))?;
     let Some(protocol) = taker else { return Err(wrong_media_type(parts, candidates)) };
     exchange.protocol = Some(protocol);
-    let coding = coding::from_headers(&parts.headers).map_err(|found| {
+    let coding = coding_of(parts)?;
+    Ok((protocol, coding, admitted))
+}
+
+/// The content coding that the head names.
+pub(super) fn coding_of(parts: &Parts) -> Result<Coding, Refusal> {
+    coding::from_headers(&parts.headers).map_err(|found| {
         let detail =
             format!("the content coding is {found}; one of these is taken: {}", coding::TAKEN);
         Refusal::problem(Problem::CONTENT_CODING, detail)
             .with(header::ACCEPT_ENCODING, HeaderValue::from_static(coding::TAKEN))
-    })?;
-    Ok((protocol, coding, admitted))
+    })
 }
 
 fn wrong_media_type(parts: &Parts, candidates: &[&'static Protocol]) -> Refusal {
@@ -415,7 +424,7 @@ fn wrong_media_type(parts: &Parts, candidates: &[&'static Protocol]) -> Refusal 
         .with(header::ACCEPT_ENCODING, HeaderValue::from_static(coding::TAKEN))
 }
 
-fn unreadable(error: &ReadError, share: &Share) -> Refusal {
+pub(super) fn unreadable(error: &ReadError, share: &Share) -> Refusal {
     let problem = match error {
         ReadError::TooLarge { .. } => Problem::BODY_TOO_LARGE,
         ReadError::Slow { .. } => Problem::BODY_SLOW,
@@ -486,6 +495,7 @@ async fn settle(
     let received: Vec<_> =
         done.types.iter().map(|(name, items)| (name.clone(), items.received)).collect();
     let mut entry = unread.count(received_at, received.clone());
+    exchange.items = Some(received.iter().map(|(_, items)| items).sum());
     let Exchange { account, busy, .. } = exchange;
     if let Some(account) = account
         && let Err(refused) = admitted.settle(&received, account, busy.line(true), busy.patience())
@@ -502,8 +512,13 @@ async fn settle(
         }
     }
     let Some(batch) = done.kept else {
-        let nothing = done.nothing.map(|n| n.refusal(done.errors, done.errors_truncated));
-        return Err(nothing.unwrap_or_else(|| Refusal::problem(Problem::BODY_EMPTY, "no event")));
+        let empty = || Refusal::problem(Problem::BODY_EMPTY, "no event");
+        let nothing = done.nothing.ok_or_else(empty)?;
+        if protocol.tells == Tells::EachItem {
+            let outcomes = Outcomes::nothing(nothing, done.rejected, done.errors);
+            return Ok((protocol.encode)(&exchange.call(), &outcomes));
+        }
+        return Err(nothing.refusal(done.errors, done.errors_truncated));
     };
     let kept = batch.count();
     faults::at(Point::Decoded);
@@ -518,12 +533,9 @@ async fn settle(
     };
     let appended = hold(appending, done.permit).await.map_err(not_appended)?;
     faults::at(Point::BeforeAnswer);
-    let outcomes = outcomes(&appended, kept, done.dead, done.rejected, done.errors);
-    Ok((protocol.encode)(&Outcomes {
-        request_id: exchange.request_id.clone(),
-        errors_truncated: done.errors_truncated,
-        ..outcomes
-    }))
+    let Done { dead, rejected, errors, errors_truncated, .. } = done;
+    let sorted = Sorted { kept, rejected, dead, errors, errors_truncated };
+    Ok((protocol.encode)(&exchange.call(), &Outcomes::of(sorted, appended)))
 }
 
 pub(super) fn not_appended(error: AppendError) -> Refusal {
@@ -544,30 +556,4 @@ async fn hold<T>(future: impl Future<Output = T>, permit: Permit) -> T {
     let output = future.await;
     drop(permit);
     output
-}
-
-/// An event known already by its id counts as that and as nothing else.
-fn outcomes(
-    appended: &Appended,
-    kept: u64,
-    dead: Vec<u32>,
-    rejected: u64,
-    mut errors: Vec<ItemError>,
-) -> Outcomes {
-    let known = &appended.deduplicated;
-    let is_known = |index: &u32| known.binary_search(index).is_ok();
-    let dead_lettered = dead.iter().filter(|index| !is_known(index)).count() as u64;
-    let deduplicated = known.len() as u64;
-    if !known.is_empty() {
-        errors.retain(|error| !is_known(&error.index));
-    }
-    Outcomes {
-        request_id: String::new(),
-        accepted: kept.saturating_sub(dead_lettered + deduplicated),
-        dead_lettered,
-        deduplicated,
-        rejected,
-        errors,
-        errors_truncated: false,
-    }
 }

@@ -30,7 +30,7 @@ const STEP_BYTES: u64 = 64 << 10;
 
 /// A body, read whole, with all that is needed to judge it.
 pub(super) struct Work {
-    pub parts: Parts,
+    pub parts: Arc<Parts>,
     pub body: Bytes,
     pub coding: Coding,
     pub protocol: &'static Protocol,
@@ -85,7 +85,7 @@ impl Work {
             base_id: self.base_id,
             event_bytes: self.limits.event_bytes.get(),
             events: self.limits.events,
-            errors_max: self.protocol.errors_max,
+            errors_max: self.protocol.tells.reasons(),
             types: self.types.as_ref().map(|types| types as &dyn TypeGate),
             capacity: body.len(),
         };
@@ -147,7 +147,7 @@ impl Work {
             secret: tenant.pii_secret.clone(),
             key_types: self.caller.event_types().map(<[String]>::to_vec),
             named: None,
-            errors_max: u32::try_from(self.protocol.errors_max).unwrap_or(u32::MAX),
+            errors_max: u32::try_from(self.protocol.tells.reasons()).unwrap_or(u32::MAX),
         };
         let items = items.finish().into();
         Ok(Packed { head, items, types: self.types, permit: self.permit })
@@ -180,7 +180,7 @@ impl Work {
     }
 }
 
-fn undecodable(error: &DecodeError, permit: &Permit) -> Refusal {
+pub(super) fn undecodable(error: &DecodeError, permit: &Permit) -> Refusal {
     let problem = match error {
         DecodeError::Corrupt { .. } => Problem::BODY_CORRUPT,
         DecodeError::TooLarge { .. } => Problem::DECODED_TOO_LARGE,

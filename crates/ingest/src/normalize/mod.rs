@@ -39,6 +39,7 @@ pub use fault::SchemaFault;
 pub use fields::Cell;
 pub use judge::Scratch;
 pub use project::{ProjectError, ProjectScratch, Row};
+pub use reserved::is_rfc3339;
 pub use schema::{ColumnSpec, ColumnType, OWN_COLUMNS, Schema};
 pub use set::{
     Before, SchemaEntry, SchemaSet, check_dir, check_entries, check_evolution, evolution_notes,

@@ -153,6 +153,12 @@ fn plausible(
     Err(Reason::new(Code::TimeImplausible, at, message))
 }
 
+/// True for an RFC 3339 time, whenever it is.
+#[must_use]
+pub fn is_rfc3339(text: &str) -> bool {
+    rfc3339(text).is_some()
+}
+
 /// Reads an RFC 3339 time; digits behind microseconds are cut off. `None` where it is none.
 #[must_use]
 pub(super) fn rfc3339(text: &str) -> Option<i64> {

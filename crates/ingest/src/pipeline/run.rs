@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tidegate_event::TenantId;
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -26,7 +27,7 @@ use crate::{
     clock::{Clock, SystemClock},
     config::{self, Config, ConfigError, Role, Size},
     control::Control,
-    edge::{self, Behind, EdgeParts},
+    edge::{self, Behind, EdgeParts, protocol::PROTOCOLS},
     log::LogHandle,
     normalize::{Normalizer, SchemaStore},
     quota::{self, Quotas},
@@ -119,10 +120,13 @@ fn configured(options: &Options) -> Result<Config, StartError> {
 /// [`StartError`] with the part that would not start, before anything was answered; or that would
 /// not stop well.
 pub async fn run(options: Options) -> Result<(), StartError> {
-    let config = configured(&options)?;
+    let mut config = configured(&options)?;
     let admin_listen = config.admin.listen.clone();
     let loopback = is_loopback(&config.edge.listen).await;
     let dev_key = options.dev.then(|| if loopback { DEV_KEY.to_owned() } else { random_key() });
+    if options.dev && loopback {
+        open_to_dev(&mut config);
+    }
     let building = Building { config, options, dev_key: dev_key.clone() };
     let runtime = tokio::runtime::Handle::current();
     // Recovery reads files and may take a while: not on a thread that serves.
@@ -183,6 +187,14 @@ async fn is_loopback(listen: &str) -> bool {
     match tokio::net::lookup_host(listen).await {
         Ok(mut addresses) => addresses.all(|address| address.ip().is_loopback()),
         Err(_) => false,
+    }
+}
+
+/// What may come without a key is `dev`'s, for who tries it on this machine.
+fn open_to_dev(config: &mut Config) {
+    let Ok(dev) = TenantId::new("dev") else { return };
+    for protocol in PROTOCOLS.iter().filter(|protocol| protocol.login.may_be_open) {
+        config.edge.open.entry(protocol.name.to_owned()).or_insert_with(|| dev.clone());
     }
 }
 

@@ -236,6 +236,18 @@ impl Tenants {
         Ok(Caller { tenant: Arc::clone(tenant), key: *index })
     }
 
+    /// A tenant, for what may come without a key. It is under no key's restrictions.
+    ///
+    /// # Errors
+    /// [`AuthError`]
+    pub fn without_key(&self, id: &TenantId) -> Result<Caller, AuthError> {
+        let tenant = self.get(id).ok_or(AuthError::Unknown)?;
+        if !tenant.enabled {
+            return Err(AuthError::Disabled);
+        }
+        Ok(Caller { tenant, key: usize::MAX })
+    }
+
     /// One tenant.
     #[must_use]
     pub fn get(&self, id: &TenantId) -> Option<Arc<Tenant>> {

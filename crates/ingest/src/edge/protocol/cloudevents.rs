@@ -4,14 +4,16 @@
 //! `{"data_base64": …}`), with one more field `cloudevent` that holds the context attributes. Every
 //! value stands in it byte for byte as it came.
 
-use std::{borrow::Cow, collections::HashSet, fmt, ops::ControlFlow};
+use std::{borrow::Cow, collections::HashSet, ops::ControlFlow};
 
 use http::{HeaderMap, request::Parts};
-use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use tidegate_event::{Code, Reason};
 
-use super::{Arrived, DecodeFault, Found, Place, Protocol, events};
+use super::{
+    Arrived, DecodeFault, Found, OWN_LOGIN, Place, Protocol, Tells, events, members::Members,
+    path::percent_decoded,
+};
 use crate::{
     edge::{answer, head, problem::Problem},
     json::{split_array, trim},
@@ -21,12 +23,14 @@ use crate::{
 pub(super) const PROTOCOL: Protocol = Protocol {
     name: "cloudevents",
     routes: events::ROUTES,
-    key: head::bearer_or_api_key,
+    probes: &[],
+    login: OWN_LOGIN,
+    cors: None,
     media_types: "application/cloudevents+json, application/cloudevents-batch+json, or ce- headers",
     takes: |parts| mode(parts).is_some(),
     only_type,
     decode,
-    errors_max: events::ERRORS_MAX,
+    tells: Tells::Reasons(events::ERRORS_MAX),
     encode: events::encode,
     refuse: answer::refuse,
 };
@@ -152,51 +156,6 @@ fn envelope(
     Ok(Envelope { event, event_type, id: format!("{source} {id}"), time })
 }
 
-/// The members of a JSON object, in order, their values byte for byte.
-struct Members<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
-
-impl<'de> serde::Deserialize<'de> for Members<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Each;
-        impl<'de> Visitor<'de> for Each {
-            type Value = Members<'de>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a JSON object")
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
-                let mut members = Vec::new();
-                while let Some((name, value)) = map.next_entry::<Name<'de>, &'de RawValue>()? {
-                    members.push((name.0, value));
-                }
-                Ok(Members(members))
-            }
-        }
-        deserializer.deserialize_map(Each)
-    }
-}
-
-/// A member's name, borrowed where it has no escapes.
-struct Name<'a>(Cow<'a, str>);
-
-impl<'de> serde::Deserialize<'de> for Name<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Text;
-        impl<'de> Visitor<'de> for Text {
-            type Value = Name<'de>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a name")
-            }
-            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Name<'de>, E> {
-                Ok(Name(Cow::Borrowed(text)))
-            }
-            fn visit_str<E>(self, text: &str) -> Result<Name<'de>, E> {
-                Ok(Name(Cow::Owned(text.to_owned())))
-            }
-        }
-        deserializer.deserialize_str(Text)
-    }
-}
-
 fn structured(raw: &[u8]) -> Result<Envelope, Reason> {
     if std::str::from_utf8(raw).is_err() {
         return Err(Reason::new(Code::InvalidUtf8, "", "the CloudEvent is no UTF-8"));
@@ -294,29 +253,6 @@ fn header_text(headers: &HeaderMap, name: &str) -> Result<Option<String>, Reason
     let decoded =
         decoded.map_err(|_| invalid(&field(), "percent-decoded, the attribute is no UTF-8"))?;
     Ok(Some(decoded))
-}
-
-/// One round of percent-decoding; a `%` without two digits behind it stands for itself.
-fn percent_decoded(text: &str) -> Vec<u8> {
-    let mut decoded = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let [first, after @ ..] = rest {
-        let digits = after.first_chunk::<2>().filter(|_| *first == b'%');
-        let digits = digits.and_then(|d| std::str::from_utf8(d).ok());
-        // from_str_radix alone would take a sign.
-        let digits = digits.filter(|d| d.bytes().all(|b| b.is_ascii_hexdigit()));
-        match digits.and_then(|d| u8::from_str_radix(d, 16).ok()) {
-            Some(byte) => {
-                decoded.push(byte);
-                rest = after.get(2..).unwrap_or_default();
-            }
-            None => {
-                decoded.push(*first);
-                rest = after;
-            }
-        }
-    }
-    decoded
 }
 
 /// The payload, as JSON text.

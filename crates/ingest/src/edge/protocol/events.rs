@@ -5,7 +5,9 @@ use std::ops::ControlFlow;
 use http::{Method, StatusCode, request::Parts};
 use serde::Serialize;
 
-use super::{Arrived, DecodeFault, Found, Outcomes, Place, Protocol, Route};
+use super::{
+    Arrived, Call, DecodeFault, Found, OWN_LOGIN, Outcomes, Place, Protocol, Route, Tells,
+};
 use crate::{
     edge::{
         answer::{self, Answer, ItemError},
@@ -19,13 +21,15 @@ use crate::{
 pub(super) const PROTOCOL: Protocol = Protocol {
     name: "events",
     routes: ROUTES,
-    key: head::bearer_or_api_key,
+    probes: &[],
+    login: OWN_LOGIN,
+    cors: None,
     media_types: "application/json, application/x-ndjson",
     takes: |parts| form(parts).is_some(),
     // X-Event-Type is for events that name no type themselves, so it settles nothing.
     only_type: |_| None,
     decode,
-    errors_max: ERRORS_MAX,
+    tells: Tells::Reasons(ERRORS_MAX),
     encode,
     refuse: answer::refuse,
 };
@@ -120,14 +124,15 @@ fn decode(
     let mut feed = Feed { defaults, index: 0, id: String::new(), each };
     match form(parts) {
         Some(Form::Lines) => {
-            lines(body, &mut feed);
+            lines(body, |line, place| feed.item(line, place));
             Ok(())
         }
         Some(Form::Json) | None => json(body, &mut feed),
     }
 }
 
-fn lines(body: &[u8], feed: &mut Feed<'_, '_>) {
+/// Each line that is not empty.
+pub(super) fn lines(body: &[u8], mut each: impl FnMut(&[u8], Place) -> ControlFlow<()>) {
     let mut rest = body;
     let mut number = 0;
     while !rest.is_empty() {
@@ -139,7 +144,7 @@ fn lines(body: &[u8], feed: &mut Feed<'_, '_>) {
         rest = after;
         number += 1;
         let (_, line) = trim(line);
-        if !line.is_empty() && feed.item(line, Place::Line(number)).is_break() {
+        if !line.is_empty() && each(line, Place::Line(number)).is_break() {
             return;
         }
     }
@@ -183,9 +188,9 @@ struct AnswerJson<'a> {
     errors_truncated: bool,
 }
 
-pub(super) fn encode(outcomes: &Outcomes) -> Answer {
+pub(super) fn encode(call: &Call<'_>, outcomes: &Outcomes) -> Answer {
     let body = AnswerJson {
-        request_id: &outcomes.request_id,
+        request_id: call.request_id,
         accepted: outcomes.accepted,
         dead_lettered: outcomes.dead_lettered,
         deduplicated: outcomes.deduplicated,

@@ -5,6 +5,15 @@
 
 mod cloudevents;
 mod events;
+mod hec;
+mod members;
+mod outcomes;
+mod path;
+mod posthog;
+mod segment;
+mod telemetry;
+mod track;
+mod whole;
 
 use std::ops::ControlFlow;
 
@@ -12,23 +21,39 @@ use http::{Method, request::Parts};
 use tidegate_event::Reason;
 
 use super::{
-    answer::{Answer, ItemError, Refusal},
-    head::Credentials,
+    answer::{Answer, Refusal},
+    cors::Cors,
+    credentials::Carrier,
     problem::Problem,
 };
 use crate::normalize::Item;
 
+pub(super) use outcomes::Sorted;
+pub use outcomes::{Outcomes, Slot};
+
 /// Every protocol. Where several share a path, the first whose `takes` says yes serves the request.
-pub const PROTOCOLS: &[Protocol] = &[cloudevents::PROTOCOL, events::PROTOCOL];
+pub const PROTOCOLS: &[Protocol] = &[
+    cloudevents::PROTOCOL,
+    events::PROTOCOL,
+    telemetry::PROTOCOL,
+    track::PROTOCOL,
+    hec::PROTOCOL,
+    segment::PROTOCOL,
+    posthog::PROTOCOL,
+];
 
 /// One protocol.
 pub struct Protocol {
     /// As it stands in the log and in metrics; at most 255 bytes.
     pub name: &'static str,
-    /// Which methods at which paths.
+    /// Which methods at which paths bring events.
     pub routes: &'static [Route],
-    /// Where the key stands.
-    pub key: for<'a> fn(&'a Parts) -> Credentials<'a>,
+    /// What is answered without events.
+    pub probes: &'static [Probe],
+    /// Who may send.
+    pub login: Login,
+    /// What pages of other origins may do; `None`: nothing.
+    pub cors: Option<Cors>,
     /// What the media types are that it takes, for people.
     pub media_types: &'static str,
     /// True where this request is one of its own, by its head.
@@ -37,12 +62,12 @@ pub struct Protocol {
     pub only_type: fn(&Parts) -> Option<String>,
     /// Finds the items in a body.
     pub decode: Decode,
-    /// How many reasons it wants in [`Outcomes::errors`].
-    pub errors_max: usize,
-    /// Its answer once the outcomes are known and at least one item was kept.
-    pub encode: fn(&Outcomes) -> Answer,
-    /// Its answer where the request as a whole is refused.
-    pub refuse: fn(&Refusal, request_id: &str) -> Answer,
+    /// What its answer tells of single items.
+    pub tells: Tells,
+    /// Its answer once the outcomes are known.
+    pub encode: fn(&Call<'_>, &Outcomes) -> Answer,
+    /// Its answer where the request as a whole is refused, in a way that its clients honour.
+    pub refuse: fn(&Call<'_>, &Refusal) -> Answer,
 }
 
 /// Hands each item to the callback, in order; stops early when that says so.
@@ -53,8 +78,72 @@ pub type Decode =
 pub struct Route {
     /// Which methods.
     pub methods: &'static [Method],
-    /// The whole path.
+    /// The whole path; `{name}` stands for one segment.
     pub path: &'static str,
+}
+
+/// A request that brings no events, needs no key, and is answered from its head.
+pub struct Probe {
+    /// Which methods.
+    pub methods: &'static [Method],
+    /// The whole path, as [`Route::path`].
+    pub path: &'static str,
+    /// The answer; the second argument says whether an event would be taken now.
+    pub answer: fn(&Parts, bool) -> Answer,
+}
+
+/// Who may send by a protocol, and how that is shown.
+pub struct Login {
+    /// Where in the head a key may stand.
+    pub carriers: &'static [Carrier],
+    /// Finds the key in the decoded body, where the head has none. Such a body is read before anybody
+    /// is known, up to `edge.limits.unauthenticated_bytes`.
+    pub in_body: Option<FindKey>,
+    /// True where `[edge.open]` may name a tenant for requests without a key.
+    pub may_be_open: bool,
+    /// `WWW-Authenticate` of a 401.
+    pub challenge: &'static str,
+}
+
+/// Finds the key in a body.
+pub type FindKey = fn(&[u8]) -> Option<String>;
+
+/// How our own protocols are logged in to.
+const OWN_LOGIN: Login = Login {
+    carriers: &[Carrier::Bearer, Carrier::ApiKeyHeader],
+    in_body: None,
+    may_be_open: false,
+    challenge: "Bearer realm=\"tidegate\"",
+};
+
+/// What an answer tells of single items.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tells {
+    /// At most so many reasons. Where nothing could be kept, the request as a whole is refused.
+    Reasons(usize),
+    /// What became of each item, also where none could be kept: [`Outcomes::slots`].
+    EachItem,
+}
+
+impl Tells {
+    /// How many reasons are to be kept for it.
+    #[must_use]
+    pub fn reasons(self) -> usize {
+        match self {
+            Self::Reasons(most) => most,
+            Self::EachItem => usize::MAX,
+        }
+    }
+}
+
+/// The request that is answered.
+pub struct Call<'a> {
+    /// Its head.
+    pub parts: &'a Parts,
+    /// Its id.
+    pub request_id: &'a str,
+    /// How many items it holds; `None` where it was refused before they were counted.
+    pub items: Option<u64>,
 }
 
 /// One item, and where in the body it stands.
@@ -108,28 +197,15 @@ impl DecodeFault {
     }
 }
 
-/// What became of a request's items.
-#[derive(Debug)]
-pub struct Outcomes {
-    /// The request's id.
-    pub request_id: String,
-    /// How many are durable and valid.
-    pub accepted: u64,
-    /// How many are durable with a reason.
-    pub dead_lettered: u64,
-    /// How many were known already by their id.
-    pub deduplicated: u64,
-    /// How many cannot be kept.
-    pub rejected: u64,
-    /// Items that were not accepted, in order.
-    pub errors: Vec<ItemError>,
-    /// True where `errors` does not list all.
-    pub errors_truncated: bool,
-}
-
-/// What serves a path: the protocols there, or none of that method, or nothing.
+/// What serves a path and method.
 pub(super) enum Routed {
+    /// Those that share it, at least one.
     Protocols(Vec<&'static Protocol>),
+    /// A request without events.
+    Probe(&'static Protocol, &'static Probe),
+    /// A browser's question before a request.
+    Preflight(&'static Protocol),
+    /// The path takes only these.
     WrongMethod(Vec<&'static Method>),
     Nothing,
 }
@@ -139,11 +215,26 @@ pub(super) fn route(method: &Method, path: &str) -> Routed {
     let mut protocols = Vec::new();
     let mut methods: Vec<&'static Method> = Vec::new();
     for protocol in PROTOCOLS {
-        for route in protocol.routes.iter().filter(|route| route.path == path) {
+        let mut browsers = false;
+        for route in protocol.routes.iter().filter(|route| path::matches(route.path, path)) {
             if route.methods.contains(method) {
                 protocols.push(protocol);
             }
             methods.extend(route.methods);
+            browsers = true;
+        }
+        for probe in protocol.probes.iter().filter(|probe| path::matches(probe.path, path)) {
+            if probe.methods.contains(method) {
+                return Routed::Probe(protocol, probe);
+            }
+            methods.extend(probe.methods);
+            browsers = true;
+        }
+        if browsers && protocol.cors.is_some() {
+            if *method == Method::OPTIONS {
+                return Routed::Preflight(protocol);
+            }
+            methods.push(&Method::OPTIONS);
         }
     }
     methods.dedup();

@@ -8,6 +8,7 @@ mod codings;
 mod connections;
 mod forms;
 pub mod kit;
+mod protocols;
 mod tenants;
 mod tls;
 mod wire;

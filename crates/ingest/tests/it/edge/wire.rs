@@ -9,7 +9,11 @@ use tidegate_ingest::{
 };
 
 fn document() -> String {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/wire.md");
+    read("wire.md")
+}
+
+fn read(name: &str) -> String {
+    let path = format!("{}/../../docs/{name}", env!("CARGO_MANIFEST_DIR"));
     std::fs::read_to_string(path).unwrap()
 }
 
@@ -42,12 +46,17 @@ fn the_document_lists_each_code_once_with_its_status_and_no_other() {
 }
 
 #[test]
-fn the_document_names_each_protocol_path_and_media_type() {
-    let document = document();
+fn the_documents_name_each_protocol_path_and_media_type() {
+    let (document, protocols) = (document(), read("protocols.md"));
     for protocol in PROTOCOLS {
         assert!(!protocol.name.is_empty() && protocol.name.len() <= 255);
-        for route in protocol.routes {
-            assert!(document.contains(route.path), "{}", route.path);
+        let own = matches!(protocol.name, "events" | "cloudevents");
+        let document = if own { &document } else { &protocols };
+        let row = format!("| `{}` |", protocol.name);
+        assert!(own || document.matches(&row).count() == 3, "{row}");
+        let probes = protocol.probes.iter().map(|probe| probe.path);
+        for path in protocol.routes.iter().map(|route| route.path).chain(probes) {
+            assert!(document.contains(path), "{path}");
         }
         for name in protocol.media_types.split(", ").filter(|name| name.contains('/')) {
             assert!(document.contains(name), "{name}");
