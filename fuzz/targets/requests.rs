@@ -36,7 +36,9 @@ fuzz_target!(|data: &[u8]| {
     let mut input = Input(data);
     let Some(parts) = head(&mut input) else { return };
     read_head(&parts);
-    let Some(protocol) = serving(&parts) else { return };
+    // By its path, or else by its head alone.
+    let by_head = || PROTOCOLS.iter().find(|protocol| (protocol.takes)(&parts));
+    let Some(protocol) = serving(&parts).or_else(by_head) else { return };
     let limits = Limits {
         decoded_bytes: Size::mib(2),
         event_bytes: Size(1_000),

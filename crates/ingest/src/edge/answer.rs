@@ -34,6 +34,14 @@ pub struct ItemError {
     pub message: String,
 }
 
+impl ItemError {
+    /// What it takes in memory, about.
+    pub(super) fn bytes(&self) -> usize {
+        let id = self.event_id.as_ref().map_or(0, String::len);
+        size_of::<Self>() + id + self.field.len() + self.message.len()
+    }
+}
+
 /// Why a request as a whole is not answered with 200.
 #[derive(Clone, Debug)]
 pub struct Refusal {

@@ -8,7 +8,7 @@ use tokio::time::{Duration, Instant};
 
 use super::{
     answer::{ItemError, Refusal},
-    bench::{Items, Nothing},
+    bench::{Items, Nothing, no_memory},
     judge::Judge,
     problem::Problem,
     work::{Done, Packed},
@@ -121,7 +121,21 @@ pub(super) async fn judged(
             Err(Refusal::problem(problem(&code), detail))
         }
         Verdict::Shed(reason, after) => Err(Refusal::shed(reason, after)),
-        Verdict::Judged(judged) => Ok(done(judged, keep, types.as_ref(), permit)),
+        Verdict::Judged(judged) => {
+            let done = done(judged, keep, types.as_ref(), permit);
+            done.with_reasons_paid()
+        }
+    }
+}
+
+impl Done {
+    /// A protocol that tells of each item has all reasons: they are the request's memory here, too.
+    fn with_reasons_paid(mut self) -> Result<Self, Refusal> {
+        let bytes: usize = self.errors.iter().map(ItemError::bytes).sum();
+        match self.permit.grow(bytes as u64) {
+            Ok(()) => Ok(self),
+            Err(full) => Err(no_memory(full, self.permit.share())),
+        }
     }
 }
 

@@ -368,9 +368,9 @@ impl Bench<'_> {
     fn tell(&mut self, index: u32, event_id: Option<String>, reason: Reason) {
         if self.errors.len() < self.errors_max {
             let Reason { code, field, message } = reason;
-            self.told += size_of::<ItemError>() + field.len() + message.len();
-            self.told += event_id.as_ref().map_or(0, String::len);
-            self.errors.push(ItemError { index, event_id, code: code.as_str(), field, message });
+            let error = ItemError { index, event_id, code: code.as_str(), field, message };
+            self.told += error.bytes();
+            self.errors.push(error);
         } else {
             self.errors_truncated = true;
         }
