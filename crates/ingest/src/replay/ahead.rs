@@ -137,8 +137,8 @@ impl Line {
         let waiting = |state: &mut State| {
             let wanted = state.asked && state.ready.is_empty();
             let room = state.bytes + CHUNK_BYTES <= self.bound;
-            let quit = self.quit.load(Ordering::Acquire);
-            !(quit || wanted || (room && may()))
+            let is_turn = self.quit.load(Ordering::Acquire) || wanted || (room && may());
+            !is_turn
         };
         let waited = self.changed.wait_while(self.state(), waiting);
         drop(waited.unwrap_or_else(PoisonError::into_inner));
