@@ -72,7 +72,7 @@ class Handler(BaseHTTPRequestHandler):
     spoil = {"what": "", "left": 0}
     inserts = []
     # The changes that came, and what is to happen at which of them: "drop_request", "drop_answer", "die_before",
-    # "die_after", or "late": cut at once and run some seconds later.
+    # "die_after", or "late": cut at once and run some seconds later; "alone": what comes until then is cut too.
     changes = []
     cut_at = {"at": -1, "what": ""}
     user = ("default", "")
@@ -102,6 +102,8 @@ class Handler(BaseHTTPRequestHandler):
             Handler.changes.append(statement)
             if len(Handler.changes) == Handler.cut_at["at"] + 1:
                 spoiled = Handler.cut_at["what"]
+            elif Handler.cut_at.get("pending"):
+                spoiled = "drop_request"
         if INSERT.fullmatch(statement):
             insert = {"statement": statement, "bytes": len(data), "ended": False, "held_up": False, "number": len(Handler.inserts)}
             insert.update(settings)
@@ -114,6 +116,7 @@ class Handler(BaseHTTPRequestHandler):
         if spoiled == "die_before":
             os._exit(1)
         if spoiled == "late":
+            Handler.cut_at["pending"] = Handler.cut_at["alone"]
             threading.Timer(Handler.cut_at["seconds"], self.run_late, [statement, settings]).start()
             return self.cut()
         if spoiled == "proxy_page":
@@ -141,6 +144,7 @@ class Handler(BaseHTTPRequestHandler):
             Handler.changes.append(f"late: {statement}")
         except Exception as error:  # nobody waits for it any more
             Handler.changes.append(f"late and refused: {error}")
+        Handler.cut_at["pending"] = False
 
     def hold_up(self, insert):
         """For some seconds, or until something else is to be spoiled, or nothing."""

@@ -12,8 +12,8 @@ from harness import tally, wait_until
 from test_replay_promote import STRICT, fill, replay, tables
 
 CUTS = ("drop_answer", "die_after", "drop_request")
-# Every third statement, by another kind of cut each; with 1 all statements by all of them.
-STEP = int(os.environ.get("PROMOTE_CUT_STEP", "3"))
+# Every fifth statement and the last, by another kind of cut each; with 1 all statements by all of them.
+STEP = int(os.environ.get("PROMOTE_CUT_STEP", "5"))
 
 
 def phase(server, plan):
@@ -55,7 +55,8 @@ def cuts(statements):
     """Which statements are cut, and how."""
     if STEP == 1:
         return list(itertools.product(range(len(statements)), CUTS))
-    return list(zip(range(1, len(statements), STEP), itertools.cycle(CUTS)))
+    places = sorted({*range(1, len(statements), STEP), len(statements) - 1})
+    return list(zip(places, itertools.cycle(CUTS)))
 
 
 def test_a_promotion_cut_at_one_statement_after_the_other_leaves_the_old_window_or_the_new(make_server, clickhouse):
@@ -77,18 +78,20 @@ def test_a_promotion_cut_at_one_statement_after_the_other_leaves_the_old_window_
     server.ctl("replay", "compare", plan, status=1)
     forward = changes_of(server, clickhouse, "promote", plan)
     assert len(forward) > 8 and len(back) > 4, (forward, back)
-    outcomes, is_new = set(), True
-    for act, statements in (("revert", back), ("promote", forward)):
-        for at, what in cuts(statements):
-            if act == "promote" and is_new:
-                changes_of(server, clickhouse, "revert", plan)
-            if act == "promote" or not is_new:
-                server.ctl("replay", "compare", plan, status=1)
-            if act == "revert" and not is_new:
-                changes_of(server, clickhouse, "promote", plan)
-            is_new = cut_once(server, clickhouse, plan, act, at, what)
-            assert tables(clickhouse) == (new if is_new else old), f"{act}: {what} at {at}: {statements[at]}"
-            outcomes.add((act, is_new))
+    left = {"promote": cuts(forward), "revert": cuts(back)}
+    tried, outcomes, is_new = len(left["promote"]) + len(left["revert"]) + 1, set(), True
+    while left["promote"] or left["revert"]:
+        act = "revert" if is_new else "promote"
+        if act == "promote":
+            server.ctl("replay", "compare", plan, status=1)
+        if not left[act]:
+            changes_of(server, clickhouse, act, plan)
+            is_new = not is_new
+            continue
+        at, what = left[act].pop(0)
+        is_new = cut_once(server, clickhouse, plan, act, at, what)
+        assert tables(clickhouse) == (new if is_new else old), f"{act}: {what} at {at} of {forward if act == 'promote' else back}"
+        outcomes.add((act, is_new))
     assert outcomes == {("promote", True), ("promote", False), ("revert", False)}, "some were given up, some went on"
     if is_new:
         changes_of(server, clickhouse, "revert", plan)
@@ -96,15 +99,14 @@ def test_a_promotion_cut_at_one_statement_after_the_other_leaves_the_old_window_
     names = [t["name"] for t in clickhouse.ask("SELECT name FROM system.tables WHERE database = 'tidegate' FORMAT JSONEachRow")]
     assert not [name for name in names if "__before_" in name or "__next_" in name], names
     assert server.audit()["balanced"] is True
-    tried = len(cuts(back)) + len(cuts(forward)) + 1
     tally("e2e::replay_cuts", "partial network", ["P2", "P6"], tried - tried // 3)
     tally("e2e::replay_cuts", "sink down", ["P2", "P6"], tried // 3)
 
 
-@pytest.mark.parametrize("late", [0.4, 2.5])
-def test_rows_that_come_while_partitions_are_replaced_are_neither_lost_nor_doubled(make_server, clickhouse, late):
+@pytest.mark.parametrize("alone", [False, True], ids=["tried again", "cut until then"])
+def test_rows_that_come_while_partitions_are_replaced_are_neither_lost_nor_doubled(make_server, clickhouse, alone):
     """Scenario: events of the very table and day come in all the time, while a window is promoted and reverted; the first
-    `REPLACE PARTITION` is cut, and runs only later, after or before it is tried again.
+    `REPLACE PARTITION` is cut, and runs only later, when another was run in its place, or while none can be.
     Guarantees: the window is the new one, then the old one; every event is there once."""
     server = make_server(schemas={"order": STRICT}, sink=sink(clickhouse, age="50ms")).start()
     key = server.add_tenant()
@@ -125,7 +127,7 @@ def test_rows_that_come_while_partitions_are_replaced_are_neither_lost_nor_doubl
     try:
         for act in ("promote", "revert"):
             at = next(at for at, statement in enumerate(found[act]) if "REPLACE PARTITION" in statement)
-            clickhouse.cut(at, "late", seconds=late)
+            clickhouse.cut(at, "late", seconds=2.7, alone=alone)
             before = next(sent)
             assert server.ctl("replay", act, plan, "--yes")["state"] in ("promoted", "reverted")
             wait_until("the late one has run", lambda: any(s.startswith("late") for s in clickhouse.changes()))

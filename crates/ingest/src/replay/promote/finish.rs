@@ -111,26 +111,26 @@ impl Promoter {
     }
 
     /// Finishes, with the turns of its sinks.
-    pub(super) fn with_turns(&self, journal: Journal) -> Result<(), String> {
+    pub(super) fn with_turns(&self, mut journal: Journal) -> Result<(), String> {
         let sinks = self.sinks_of(&journal).map_err(|e| e.to_string())?;
         let mut turns = Vec::new();
         for (_, sink) in &sinks {
             let exchange = exchange_of(&**sink).map_err(|e| e.to_string())?;
             turns.push(exchange.turn(&|| self.is_ending()).map_err(|e| e.to_string())?);
         }
-        self.finish(journal, true, &|_, _| {}).map(drop)
+        self.finish(&mut journal, true, &|_, _| {})
     }
 
     /// Finishes for somebody who waits; after some tries it goes on behind.
     pub(super) fn finish_for(
         &self,
-        journal: Journal,
+        mut journal: Journal,
         tell: &dyn Fn(&str, &str),
     ) -> Result<Journal, PromoteError> {
-        let mut pause = AGAIN;
+        let mut pause = self.again;
         for attempt in 1.. {
-            match self.finish(journal.clone(), 1 < attempt, tell) {
-                Ok(done) => return Ok(done),
+            match self.finish(&mut journal, 1 < attempt, tell) {
+                Ok(()) => return Ok(journal),
                 Err(error) if self.tries <= attempt || self.is_ending() => {
                     self.note(Some(error.clone()));
                     return Err(PromoteError::Unfinished(error));
@@ -143,19 +143,41 @@ impl Promoter {
         Err(PromoteError::Unfinished("it was given up".to_owned()))
     }
 
-    /// What was committed is done to its end; repeating it changes nothing.
+    /// What was committed is done to its end; repeating it changes nothing. Where an earlier try came to
+    /// the end, only what is left to be tidied is done: what is kept for a revert may be gone by then.
     pub(super) fn finish(
         &self,
-        mut journal: Journal,
+        journal: &mut Journal,
         doubt: bool,
         tell: &dyn Fn(&str, &str),
-    ) -> Result<Journal, String> {
-        let (way, end) = match journal.phase {
-            Phase::Committed => (Way::Forward, Phase::Done),
-            Phase::Reverting => (Way::Back, Phase::Reverted),
-            Phase::Staging | Phase::Done | Phase::Reverted => return Ok(journal),
+    ) -> Result<(), String> {
+        let ways = match journal.phase {
+            Phase::Committed => Some((Way::Forward, Phase::Done)),
+            Phase::Reverting => Some((Way::Back, Phase::Reverted)),
+            Phase::Staging => return Ok(()),
+            Phase::Done | Phase::Reverted => None,
         };
-        let sinks = self.sinks_of(&journal).map_err(|e| e.to_string())?;
+        if let Some((way, end)) = ways {
+            self.exchange(journal, way, doubt, tell)?;
+            let ended = Journal { phase: end, ..journal.clone() };
+            self.save(&ended)?;
+            *journal = ended;
+        }
+        if journal.phase == Phase::Reverted {
+            self.discard(journal)?;
+        }
+        self.close(&journal.plan)
+    }
+
+    /// The rows of all sinks, one after the other.
+    fn exchange(
+        &self,
+        journal: &Journal,
+        way: Way,
+        doubt: bool,
+        tell: &dyn Fn(&str, &str),
+    ) -> Result<(), String> {
+        let sinks = self.sinks_of(journal).map_err(|e| e.to_string())?;
         for ((name, sink), part) in sinks.iter().zip(&journal.parts) {
             let Some(staged) = &part.staged else { continue };
             let how = How {
@@ -170,13 +192,7 @@ impl Promoter {
             let done = exchange.exchange(&journal.plan, staged, &how, &mut books);
             done.map_err(|e| format!("sink {name:?}: {e}"))?;
         }
-        journal.phase = end;
-        self.save(&journal)?;
-        if way == Way::Back {
-            self.discard(&journal)?;
-        }
-        self.close(&journal.plan)?;
-        Ok(journal)
+        Ok(())
     }
 
     /// The books of a sink say what its rows are.

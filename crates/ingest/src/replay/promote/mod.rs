@@ -152,8 +152,9 @@ pub struct Promoter {
     ends: AtomicBool,
     /// How long readers may take to list a folder, where that is not as the sinks have it.
     settle: Option<Duration>,
-    /// How often what was committed is tried while somebody waits.
+    /// How often what was committed is tried while somebody waits, and how soon at first.
     tries: u32,
+    again: Duration,
     /// What the last try of what is open failed for.
     trouble: Mutex<Option<String>>,
 }
@@ -176,6 +177,7 @@ impl Promoter {
             ends: AtomicBool::new(false),
             settle: None,
             tries: TRIES,
+            again: AGAIN,
             trouble: Mutex::default(),
         }
     }
@@ -183,7 +185,7 @@ impl Promoter {
     /// With another time that readers may take to list a folder, and other patience.
     #[must_use]
     pub fn with(self, settle: Duration, tries: u32) -> Self {
-        Self { settle: Some(settle), tries, ..self }
+        Self { settle: Some(settle), tries, again: AGAIN.min(settle), ..self }
     }
 
     /// Ends at the next safe point.

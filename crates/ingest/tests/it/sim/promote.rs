@@ -197,10 +197,14 @@ impl Bench {
     }
 
     fn promoter(&self, disk: &Process) -> Option<Promoter> {
+        self.promoter_that_tries(1, disk)
+    }
+
+    fn promoter_that_tries(&self, tries: u32, disk: &Process) -> Option<Promoter> {
         let live = Arc::new(One(self.open(disk)?));
         let clock = Arc::new(ManualClock::new(MORNING));
         let (storage, dir) = (Arc::new(disk.clone()), self.dir.path().to_owned());
-        Some(Promoter::new(live, storage, clock, dir).with(Duration::ZERO, 1))
+        Some(Promoter::new(live, storage, clock, dir).with(Duration::ZERO, tries))
     }
 
     fn promote(&self, promoter: &Promoter) -> Result<(), PromoteError> {
@@ -452,7 +456,9 @@ fn a_promotion_on_a_disk_that_fails_ends_in_the_old_window_or_the_new() {
     for round in 0..120 {
         let back = round % 2 == 1;
         bench.fs.back_to(if back { &promoted } else { &start });
-        let promoter = bench.promoter(&bench.fs.process()).unwrap();
+        // Half of them go on by themselves for a while.
+        let tries = if round % 4 < 2 { 1 } else { 3 };
+        let promoter = bench.promoter_that_tries(tries, &bench.fs.process()).unwrap();
         let odds = Odds { write_error: 20, sync_error: 20, ..Odds::default() };
         bench.fs.set_odds(odds);
         let done = if back { bench.revert(&promoter) } else { bench.promote(&promoter) };
