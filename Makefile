@@ -16,8 +16,8 @@ SECONDS := 600
 TARGET ?=
 # More for pytest: `make e2e E2E_ARGUMENTS="-k kill"`.
 E2E_ARGUMENTS ?=
-# How many files of end-to-end tests run at once: most of their time they wait for brokers, engines and kills.
-E2E_WORKERS ?= 2
+# How many end-to-end tests run at once: most of their time they wait for brokers, engines and kills.
+E2E_WORKERS ?= 3
 # How long `make torture` takes, in seconds, and more for it.
 BUDGET ?= 600
 TORTURE_ARGUMENTS ?=
@@ -46,7 +46,7 @@ unit: build-needs venv ## The workspace's own tests
 e2e: build-needs venv ## The real programs, with other people's clients and readers
 	$(CARGO) build --workspace --locked --bins
 	$(CARGO) build -p tidegate-ingest --features faults --bin ingestd-faults --locked
-	scripts/e2e.sh $(VENV)/bin/python -n $(E2E_WORKERS) --dist loadfile $(E2E_ARGUMENTS)
+	scripts/e2e.sh $(VENV)/bin/python -n $(E2E_WORKERS) --dist worksteal $(E2E_ARGUMENTS)
 
 # More for it: `make torture BUDGET=60 TORTURE_ARGUMENTS="--only points,wire --jobs 4 --seed 7"`.
 torture: build-needs venv ## Kill, pause and starve real servers for BUDGET seconds (600); says what was lost
@@ -62,7 +62,8 @@ power: build-needs venv ## Cut the power of real file systems under real servers
 # `make grid GRID_ARGUMENTS="--keep tallies.jsonl"` also keeps what was counted; `--from FILE…` only adds up.
 grid: build-needs venv ## All tests and sweeps (BUDGET seconds, 600), then which fault was survived how often
 	$(CARGO) build -p tidegate-ingest --features faults --bin ingestd-faults --locked
-	CLICKHOUSE_KILLS=30 ELASTICSEARCH_KILLS=25 KAFKA_SINK_KILLS=20 $(VENV)/bin/python tests/torture/grid.py --budget $(BUDGET) $(GRID_ARGUMENTS)
+	KILLS=50 KILLS_BETWEEN_INTENT_AND_CURSOR=10 CLICKHOUSE_KILLS=30 ELASTICSEARCH_KILLS=25 ELASTICSEARCH_TURNS=4 KAFKA_SINK_KILLS=20 \
+	KAFKA_SINK_TURNS=5 KAFKA_LOG_KILLS=8 S3_KILLS=20 KAFKA_ZOMBIES=3 JOINS_SECONDS=25 OUTAGE_FACTOR=60 LAKE_OUTAGE_SECONDS=30 $(VENV)/bin/python tests/torture/grid.py --budget $(BUDGET) $(GRID_ARGUMENTS)
 
 demo-two-sinks: build-needs venv ## A healthy sink beside one that answers 503: two rows, asserted
 	$(CARGO) build --workspace --locked --bins

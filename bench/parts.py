@@ -241,6 +241,14 @@ def server_of(part, folder):
     return server.start()
 
 
+def check_stored(server, part, accepted):
+    """What did not arrive was not measured."""
+    audit = server.audit()
+    stored = sum(line["sinks"][part.sink]["stored"] for line in audit["tenants"])
+    if not audit["balanced"] or stored != accepted:
+        raise SystemExit(f"{part.name}: {accepted} events were accepted, {stored} are in the sink's books; balanced: {audit['balanced']}")
+
+
 def measure(make, events, event_bytes, seconds, connections, rate):
     """One part once: rates, and CPU-seconds per million events."""
     with tempfile.TemporaryDirectory(dir=REPOSITORY / "target") as folder, make(Path(folder)) as part:
@@ -263,6 +271,7 @@ def measure(make, events, event_bytes, seconds, connections, rate):
             wait_until("the sink has caught up", lambda: sink()["lag_events"] == 0, timeout=600)
             took = time.monotonic() - started
             after, engines_after = cpu_by_stage(server.pid), sum(map(cpu_of, part.engines))
+            check_stored(server, part, load["accepted"])
         finally:
             if server.stop() != 0:
                 raise SystemExit(f"{part.name}: the server did not end well")

@@ -345,6 +345,11 @@ class Load:
                 command, env=server.ctl_environment(key), stdin=subprocess.DEVNULL, stdout=output, stderr=errors
             )
 
+    def enough(self):
+        """Ends it, and what it reports."""
+        self.stop()
+        return self.finish()
+
     def finish(self, timeout=120):
         """Waits for its end; what it reports."""
         status = self.process.wait(timeout)
@@ -352,7 +357,7 @@ class Load:
         return json.loads(self.output.read_text())
 
     def stop(self):
-        """Ends it early, as Ctrl-C does; what was acknowledged until then is in its journal."""
+        """Ends it early, as Ctrl-C does, and waits for the answers under way; what was acknowledged is in its journal."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
             try:

@@ -47,7 +47,7 @@ def test_parts_that_a_server_lost_are_found_and_written_again(make_server, click
     clickhouse.ask("DROP TABLE tidegate._dead_letters SYNC")
     lost = part["rows"] + 12 + 6
     inserts = len(clickhouse.inserts())
-    load = Load(server, server.add_tenant("beta"), "beta", rate=500, batch=10, seconds=6)
+    load = Load(server, server.add_tenant("beta"), "beta", rate=500, batch=10, seconds=300)
     try:
         looked = reconcile(server)
         assert looked["total"]["missing"] == lost and looked["total"]["repaired"] == 0, looked
@@ -58,7 +58,7 @@ def test_parts_that_a_server_lost_are_found_and_written_again(make_server, click
         assert (lanes["view", False], lanes["order", False], lanes["order", True]) == (part["rows"], 12, 6), lanes
         assert reconcile(server, status=0)["total"]["missing"] == 0
     finally:
-        report = load.finish()
+        report = load.enough()
     server.settle()
     check_once(server, clickhouse, "view", 600)
     check_once(server, clickhouse, "order", 60)

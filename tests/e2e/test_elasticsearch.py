@@ -23,15 +23,32 @@ from search import OpenSearch, why_no_opensearch  # noqa: E402
 from search.front import Front  # noqa: E402
 
 KILLS = int(os.environ.get("ELASTICSEARCH_KILLS", "8"))
+# How often the engine itself is killed, and stopped.
+TURNS = int(os.environ.get("ELASTICSEARCH_TURNS", "2"))
+# How many answers or bulks are lost in a row; each waits longer than the one before.
+LOST = 3
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory):
+    """The engine that all tests here have one after the other; a start takes seconds."""
+    if why_no_opensearch():
+        pytest.skip(why_no_opensearch())
+    engine = OpenSearch(tmp_path_factory.mktemp("opensearch")).start()
+    yield engine
+    engine.end()
 
 
 @pytest.fixture
-def opensearch(tmp_path):
-    if why_no_opensearch():
-        pytest.skip(why_no_opensearch())
-    engine = OpenSearch(tmp_path / "opensearch").start()
-    yield engine
-    engine.end()
+def opensearch(node):
+    """The engine, running and empty."""
+    if node.process.poll() is not None:
+        node.start()
+    for what in ("_data_stream/*", "*", "_index_template/*"):
+        gone = http("DELETE", f"{node.url}/{what}?expand_wildcards=all" if what == "*" else f"{node.url}/{what}", timeout=PATIENCE)
+        assert gone.status in (200, 404), gone
+    yield node
+    node.resume()
 
 
 @pytest.fixture
@@ -199,7 +216,7 @@ def test_an_answer_that_never_comes_doubles_nothing(make_server, front, reader, 
     key, sent = server.add_tenant(), 1
     server.accept({"event_type": "view", "n": -1}, key)
     server.settle()
-    front.spoil(what, 4, seconds=2)
+    front.spoil(what, LOST, seconds=2)
 
     def all_came():
         nonlocal sent
@@ -216,10 +233,10 @@ def test_an_answer_that_never_comes_doubles_nothing(make_server, front, reader, 
     if what in ("drop_answer", "rollover_and_drop_answer", "bad_gateway", "unsure"):
         assert len(ids) == len(set(ids)), "the documents were there, and were sent again all the same"
     if what == "rollover_and_drop_answer":
-        assert reader.indices("tidegate-acme.view") == 5
+        assert reader.indices("tidegate-acme.view") == LOST + 1
     if what in ("drop_request", "proxy_page"):
         assert len(ids) > len(set(ids)), "what never arrived was to be sent again"
-    tally("e2e::elasticsearch", "partial network", ["P2", "P5"], 4)
+    tally("e2e::elasticsearch", "partial network", ["P2", "P5"], LOST)
 
 
 def test_a_bulk_that_is_applied_after_its_second_try_doubles_nothing(make_server, front, reader):
@@ -316,15 +333,15 @@ def test_kills_among_bulks_and_rollovers_lose_nothing_and_double_nothing(make_se
 
 
 def test_an_engine_that_is_killed_or_stopped_among_bulks_has_each_document_once(make_server, opensearch, front, reader):
-    """Scenario: under load the engine is killed and started again, three times, and stopped for longer than a bulk may take,
-    three times, with a rollover as soon as it goes on.
+    """Scenario: under load the engine is killed and started again, and stopped for longer than a bulk may take, several
+    times, with a rollover as soon as it goes on.
     Guarantees: every answer to clients stays 200, and each document is there once."""
     server = make_server(flush_age="50ms", sink=sink(front, age="50ms", more='timeout = "1s"')).start()
     key = server.add_tenant()
-    load = Load(server, key, "engine", rate=1000, batch=20, seconds=35)
+    load = Load(server, key, "engine", rate=1000, batch=20, seconds=300)
     try:
         wait_until("bulks are sent", lambda: len(front.bulks) > 3, timeout=60, pause=0.01)
-        for cycle in range(3):
+        for cycle in range(TURNS):
             time.sleep(1 + cycle * 0.03)
             opensearch.kill()
             opensearch.start()
@@ -334,7 +351,9 @@ def test_an_engine_that_is_killed_or_stopped_among_bulks_has_each_document_once(
             opensearch.resume()
             for stream in reader.streams():
                 reader.rollover(stream)
-        report = load.finish()
+        before = server.offsets_given()
+        wait_until("events keep coming", lambda: server.offsets_given() > before + 1000)
+        report = load.enough()
     finally:
         load.stop()
     assert set(report["codes"]) == {"200"}, report
@@ -342,8 +361,8 @@ def test_an_engine_that_is_killed_or_stopped_among_bulks_has_each_document_once(
     given = server.offsets_given()
     assert given == report["accepted"]
     check_once(server, reader, given)
-    tally("e2e::elasticsearch", "sink down", ["P2", "P5"], 3)
-    tally("e2e::elasticsearch", "process pause", ["P2", "P5"], 3)
+    tally("e2e::elasticsearch", "sink down", ["P2", "P5"], TURNS)
+    tally("e2e::elasticsearch", "process pause", ["P2", "P5"], TURNS)
 
 
 def test_only_the_documents_that_the_engine_refuses_are_set_aside(make_server, opensearch, front, reader):

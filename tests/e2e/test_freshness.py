@@ -3,8 +3,8 @@
 import re
 import time
 
+from clickhouse_engine import sink
 from harness import http, tally, wait_until
-from test_clickhouse import clickhouse, sink  # noqa: F401 (a fixture)
 
 SCHEMAS = {name: {"type": "object", "properties": {"n": {"type": "integer"}}} for name in ("view", "click")}
 OBJECTIVE = 'flush = { age = "200ms" }\nobjective = "p95 < 3s over 10s"'
@@ -27,7 +27,7 @@ def send(server, key, seconds):
         time.sleep(0.1)
 
 
-def test_an_objective_is_met_missed_while_the_server_is_away_and_met_again(make_server, clickhouse):  # noqa: F811
+def test_an_objective_is_met_missed_while_the_server_is_away_and_met_again(make_server, clickhouse):
     both = sink(clickhouse).replace('flush = { age = "200ms" }', OBJECTIVE)
     assert OBJECTIVE in both
     server = make_server(sink='objective = "p95 < 1h"\n' + both, schemas=SCHEMAS).start()

@@ -2,6 +2,7 @@
 each row once, or is told to list again."""
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 from harness import http, tally, wait_until
 
+# How long events come, and files are joined, while the readers read.
+SECONDS = float(os.environ.get("JOINS_SECONDS", "12"))
 READERS = ["duckdb", "pyarrow", "polars", "clickhouse"]
 MERGE = """[sink.options.merge]
 after = "0s"
@@ -59,7 +62,7 @@ def test_readers_see_each_row_once_or_are_told(make_server, tmp_path, kills):
     server.accept([{"event_type": "view", "n": n} for n in range(5)], key)
     wait_until("there is a file", lambda: any(server.folder_of("view").glob("**/*.parquet")))
     end = readers(server, tmp_path, server.folder_of("view"))
-    sent = 5 + send_while(server, key, 20, kills)
+    sent = 5 + send_while(server, key, SECONDS, kills)
     server.settle()
     status = joining(server)
     seen = end()

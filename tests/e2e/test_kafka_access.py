@@ -67,62 +67,58 @@ def sample(server, name):
     return next((float(line.split()[-1]) for line in lines if line.startswith(f"{name} ")), 0.0)
 
 
-def test_a_quota_of_the_brokers_slows_the_server_which_says_so_and_loses_nothing(make_server, tmp_path):
+def test_a_quota_of_the_brokers_slows_the_server_which_says_so_and_loses_nothing(make_server, one):
     """Scenario: the broker lets our client send 2 MB a second; clients of four tenants send much more, 4 MB a request, until one is
     refused for a full log; then the quota is taken away, and what was refused is sent again.
     Guarantees: `status` and the metric show that brokers throttle; beyond what may be under way clients are told 503 `log_full` with
     a Retry-After; without the quota all of it is taken, and is in the lake once."""
-    kafka = Kafka(tmp_path / "kafka", free_ports, wait_until, 1)
-    try:
-        log = on_kafka(kafka, "slow", 'compression = "none"\n[log.kafka.options]\n"client.id" = "tidegate"', delivery="2m")
-        server = make_server(log=log).start()
-        keys = [server.add_tenant(f"tenant{n}") for n in range(4)]
-        quota(kafka, "--add-config", "producer_byte_rate=2000000")
-        numbers, begun, taken, told = itertools.count(), set(), set(), {}
-        full = threading.Event()
+    log = on_kafka(one, "slow", 'compression = "none"\n[log.kafka.options]\n"client.id" = "tidegate"', delivery="2m")
+    server = make_server(log=log).start()
+    keys = [server.add_tenant(f"tenant{n}") for n in range(4)]
+    quota(one, "--add-config", "producer_byte_rate=2000000")
+    numbers, begun, taken, told = itertools.count(), set(), set(), {}
+    full = threading.Event()
 
-        def send(n):
-            events = [{"event_type": TYPE, "event_id": f"{n}-{i}", "text": os.urandom(10_000).hex()} for i in range(200)]
-            answer = server.send(events, keys[n % 4], timeout=150)
-            reason = answer.headers["X-Shed-Reason"]
-            told.setdefault((answer.status, reason), answer.headers["Retry-After"])
-            if answer.status == 200:
-                assert answer.json()["accepted"] == 200, answer
-                taken.add(n)
-            if reason == "log_full":
-                full.set()
+    def send(n):
+        events = [{"event_type": TYPE, "event_id": f"{n}-{i}", "text": os.urandom(10_000).hex()} for i in range(200)]
+        answer = server.send(events, keys[n % 4], timeout=150)
+        reason = answer.headers["X-Shed-Reason"]
+        told.setdefault((answer.status, reason), answer.headers["Retry-After"])
+        if answer.status == 200:
+            assert answer.json()["accepted"] == 200, answer
+            taken.add(n)
+        if reason == "log_full":
+            full.set()
 
-        def send_on():
-            while not full.is_set():
-                n = next(numbers)
-                begun.add(n)
-                send(n)
+    def send_on():
+        while not full.is_set():
+            n = next(numbers)
+            begun.add(n)
+            send(n)
 
-        def throttled():
-            status = http("GET", f"{server.admin}/api/v1/status", timeout=10).json()
-            return status["log"]["throttled_milliseconds"] > 0 and sample(server, "tidegate_kafka_throttled_milliseconds") > 0
+    def throttled():
+        status = http("GET", f"{server.admin}/api/v1/status", timeout=10).json()
+        return status["log"]["throttled_milliseconds"] > 0 and sample(server, "tidegate_kafka_throttled_milliseconds") > 0
 
-        with concurrent.futures.ThreadPoolExecutor(12) as threads:
-            clients = [threads.submit(send_on) for _ in range(12)]
-            try:
-                wait_until("the server says that it is throttled", throttled, pause=0.02)
-                wait_until("a client is told that the log is full", full.is_set, timeout=120)
-            finally:
-                full.set()
-                quota(kafka, "--delete-config", "producer_byte_rate")
-            for client in clients:
-                client.result(150)
-        assert int(told[503, "log_full"]) >= 1, told
+    with concurrent.futures.ThreadPoolExecutor(12) as threads:
+        clients = [threads.submit(send_on) for _ in range(12)]
+        try:
+            wait_until("the server says that it is throttled", throttled, pause=0.02)
+            wait_until("a client is told that the log is full", full.is_set, timeout=120)
+        finally:
+            full.set()
+            quota(one, "--delete-config", "producer_byte_rate")
+        for client in clients:
+            client.result(150)
+    assert int(told[503, "log_full"]) >= 1, told
 
-        def all_taken():
-            for n in begun - taken:
-                send(n)
-            return taken == begun
+    def all_taken():
+        for n in begun - taken:
+            send(n)
+        return taken == begun
 
-        wait_until("all of it is taken", all_taken, timeout=120, pause=0.5)
-        assert set(told) <= {(200, None), (503, "log_full"), (429, "tenant_lane")}, told
-        settle(server)
-        check_nothing_missing(server, {f"{n}-{i}" for n in begun for i in range(200)})
-        assert server.audit()["balanced"] is True
-    finally:
-        kafka.end()
+    wait_until("all of it is taken", all_taken, timeout=120, pause=0.5)
+    assert set(told) <= {(200, None), (503, "log_full"), (429, "tenant_lane")}, told
+    settle(server)
+    check_nothing_missing(server, {f"{n}-{i}" for n in begun for i in range(200)})
+    assert server.audit()["balanced"] is True

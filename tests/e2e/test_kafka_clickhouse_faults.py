@@ -8,13 +8,13 @@ import time
 from pathlib import Path
 
 import pytest
-from clickhouse_engine import ClickHouse, sink
-from harness import Load, check_nothing_missing, free_ports, journal_ids, tally, toml, wait_until
+from clickhouse_engine import sink
+from harness import Load, check_nothing_missing, journal_ids, tally, toml, wait_until
 from kafka_log import on_kafka, owned, settle, shares
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from brokers import Kafka, why_no_kafka  # noqa: E402
+from brokers import why_no_kafka  # noqa: E402
 
 pytestmark = pytest.mark.skipif(why_no_kafka() is not None, reason=str(why_no_kafka()))
 PARTITIONS = 4
@@ -23,24 +23,14 @@ ZOMBIES = int(os.environ.get("KAFKA_ZOMBIES", "2"))
 
 
 @pytest.fixture
-def kafka(tmp_path):
-    kafka = Kafka(tmp_path / "kafka", free_ports, wait_until, 1, group_min_session_timeout_ms=1000)
-    yield kafka
-    kafka.end()
+def engine(clickhouse):
+    return clickhouse
 
 
 @pytest.fixture
-def engine(tmp_path):
-    engine = ClickHouse(tmp_path / "clickhouse").start()
-    yield engine
-    if engine.process.poll() is None:
-        engine.kill()
-
-
-@pytest.fixture
-def pair(make_server, kafka, engine):
+def pair(make_server, one, engine):
     """Two servers on one topic, with one ClickHouse, one lake and the same tenants; and a key."""
-    log = on_kafka(kafka, "pair", 'partition_by = "request"', partitions=PARTITIONS, session="3s")
+    log = on_kafka(one, "pair", 'partition_by = "request"', partitions=PARTITIONS, session="3s")
     first = make_server(log=log, sink=sink(engine))
     first.write_config(top=f"tenants_dir = {toml(first.folder / 'tenants')}")
     second = make_server(log=log, sink=first.parts["sink"], top=first.parts["top"])

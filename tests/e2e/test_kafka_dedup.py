@@ -12,7 +12,7 @@ import pytest
 from harness import lake_ids, tally, toml, wait_until
 from harness import http as request_of
 from kafka_log import on_kafka, owned, settle
-from test_kafka_log import TYPE, ids_of, messages, one, refusal, three  # noqa: F401 (two are fixtures)
+from test_kafka_log import TYPE, ids_of, messages, refusal, three  # noqa: F401 (one is a fixture)
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
-from harness import Load, free_ports, tally, wait_until
+from harness import Load, tally, wait_until
 from kafka_log import on_kafka, owned, settle
 from test_replay import files_of_live, replay, replay_job, shadow_rows, within
 
@@ -13,23 +13,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from clickhouse_engine import lake_rows  # noqa: E402
 
-from brokers import Kafka, why_no_kafka  # noqa: E402
+from brokers import why_no_kafka  # noqa: E402
 
 pytestmark = pytest.mark.skipif(bool(why_no_kafka()), reason=f"Kafka: {why_no_kafka()}")
 
 
-@pytest.fixture
-def kafka(tmp_path):
-    kafka = Kafka(tmp_path / "kafka", free_ports, wait_until, 1)
-    yield kafka
-    kafka.end()
-
-
-def test_a_window_of_a_topic_is_replayed_under_load_and_kills(make_server, kafka):
+def test_a_window_of_a_topic_is_replayed_under_load_and_kills(make_server, one):
     """Scenario: two partitions, events sent twice by their ids; a window of both is replayed while load goes on; the server is
     killed twice.
     Guarantees: the shadow holds the window as live has it, without what came twice; live files are as they were."""
-    server = make_server(log=on_kafka(kafka, "replayed")).start()
+    server = make_server(log=on_kafka(one, "replayed")).start()
     keys = [server.add_tenant(name) for name in ("acme", "beta", "gamma", "delta")]
     for part in range(8):
         for key in keys:

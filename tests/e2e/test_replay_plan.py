@@ -138,14 +138,10 @@ def test_windows_of_an_own_log_are_planned_or_refused(make_server):
 
 
 @pytest.mark.skipif(why_no_kafka() is not None, reason=str(why_no_kafka()))
-def test_windows_of_a_log_on_kafka_are_planned_or_refused(make_server, tmp_path):
-    kafka = Kafka(tmp_path / "kafka", free_ports, wait_until, 1)
-    try:
-        server = make_server(log=on_kafka(kafka, "events"), schemas={TYPE: schema(1, 10)}).start()
-        settle(server)
-        plans_and_refuses(server, 2)
-    finally:
-        kafka.end()
+def test_windows_of_a_log_on_kafka_are_planned_or_refused(make_server, one):
+    server = make_server(log=on_kafka(one, "events"), schemas={TYPE: schema(1, 10)}).start()
+    settle(server)
+    plans_and_refuses(server, 2)
 
 
 def test_what_retention_has_removed_is_refused_and_says_which_part(make_server):

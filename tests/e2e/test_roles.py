@@ -22,11 +22,12 @@ NEEDS_KAFKA = pytest.mark.skipif(why_no_kafka() is not None, reason=str(why_no_k
 
 
 @pytest.mark.parametrize("log", ["embedded", pytest.param("kafka", marks=NEEDS_KAFKA)])
-def test_a_rolling_restart_of_all_loses_nothing_and_refuses_only_for_now(tmp_path, log):
+def test_a_rolling_restart_of_all_loses_nothing_and_refuses_only_for_now(tmp_path, log, request):
     """Scenario: SIGTERM to each of six processes in turn, started again, while clients of four tenants send; the writers
     have a log each, or share one on Kafka.
     Guarantees: nothing acknowledged is lost, no offset is twice, every answer is 200 or 503 `draining`, none is missing."""
-    found = rolling.run(tmp_path, log=log)
+    broker = request.getfixturevalue("one") if log == "kafka" else None
+    found = rolling.run(tmp_path, log=log, broker=broker)
     print(found.table())
     assert found.lost == 0 and found.doubled_offsets == 0 and found.unanswered == 0
 
@@ -39,10 +40,10 @@ def test_either_replica_of_a_role_may_be_killed(tmp_path, role):
 
 
 @NEEDS_KAFKA
-def test_over_a_log_on_kafka_any_process_may_be_killed(tmp_path):
+def test_over_a_log_on_kafka_any_process_may_be_killed(tmp_path, one):
     """Scenario: the writers share a log on Kafka and its partitions; kill -9 of each of the six processes in turn.
     Guarantees: the same."""
-    check_kills(rolling.run(tmp_path, kill=True, log="kafka"), "kafka", 6)
+    check_kills(rolling.run(tmp_path, kill=True, log="kafka", broker=one), "kafka", 6)
 
 
 def check_kills(found, what, kills):

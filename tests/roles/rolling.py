@@ -29,23 +29,24 @@ def flows(crowd, more=200, timeout=30):
 
 
 @contextlib.contextmanager
-def log_of(kind, folder):
-    """What a fleet of this kind of log is made with; for Kafka a broker that ends with it."""
+def log_of(kind, folder, broker):
+    """What a fleet of this kind of log is made with; for Kafka a broker that ends with it, where none is given."""
     if kind == "embedded":
         yield {}
         return
-    kafka = Kafka(Path(folder) / "kafka", free_ports, wait_until, 1, group_min_session_timeout_ms=1000)
+    kafka = broker or Kafka(Path(folder) / "kafka", free_ports, wait_until, 1, group_min_session_timeout_ms=1000)
     try:
         # Each request to the next partition: all of them, and so both writers' sinks, have work.
         log = on_kafka(kafka, "fleet", 'partition_by = "request"', partitions=PARTITIONS, session="3s")
         yield {"log": log, "partitions": PARTITIONS}
     finally:
-        kafka.end()
+        if kafka is not broker:
+            kafka.end()
 
 
-def run(folder, *, rounds=1, kill=False, only=ROLES, hop="", log="embedded", **settings):
+def run(folder, *, rounds=1, kill=False, only=ROLES, hop="", log="embedded", broker=None, **settings):
     """One run in `folder`; asserts what is promised, returns the figures."""
-    with log_of(log, folder) as logged:
+    with log_of(log, folder, broker) as logged:
         return run_on(Fleet(folder, hop=hop, **logged), rounds=rounds, kill=kill, only=only, **settings)
 
 

@@ -6,7 +6,7 @@ from .field import Field, Skip, load_until_death
 from .rig import FAULTS, REPOSITORY, EndedAtStart
 
 KILLED = -9
-TURNS_MOST, MISSES_MOST = 40, 3
+TURNS_MOST, MISSES_MOST = 40, 8
 # What a point needs to be passed at all; `large` makes segments end, retention takes the old ones away.
 RETENTION = {"log": 'retention_bytes = "1MiB"\nretention_age = "1s"'}
 NEEDS = {

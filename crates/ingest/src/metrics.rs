@@ -119,6 +119,10 @@ counter! {
 gauge! {
     #[doc = "How long brokers made the producer wait of late because of a quota, at most."]
     kafka_throttled_milliseconds() = "tidegate_kafka_throttled_milliseconds";
+    #[doc = "Events that sinks have not made visible of partitions that other processes have, or nobody: each process tells the same."]
+    kafka_elsewhere_lag_events(partition, sink) = "tidegate_kafka_elsewhere_lag_events";
+    #[doc = "Partitions of the log's topic that nobody has: their events reach no sink. Each process tells the same."]
+    kafka_unowned_partitions() = "tidegate_kafka_unowned_partitions";
     #[doc = "Event bytes held, by stage."]
     stage_held_bytes(stage) = "tidegate_stage_held_bytes";
     #[doc = "How many event bytes a stage may hold."]

@@ -14,6 +14,7 @@ pub mod completions;
 pub mod config;
 pub mod dead_letters;
 pub mod drain;
+mod elsewhere;
 pub mod fault;
 mod fleet;
 mod follow;

@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::{
     Context,
     admin::{self, Admin},
+    elsewhere::Away,
     fault::{Fault, Verdict},
     human,
     log::Stretch,
@@ -77,6 +78,7 @@ struct Log {
     topic: String,
     notes: Vec<String>,
     partitions_owned: Vec<u32>,
+    partitions_elsewhere: Vec<Away>,
     problems: Vec<String>,
     throttled_milliseconds: u64,
     error: Option<String>,
@@ -317,6 +319,7 @@ fn kafka(context: &Context, log: &Log) -> Vec<String> {
         worry(format!("a quota of the brokers makes the producer wait, {n} ms of late"));
     }
     log.problems.iter().cloned().for_each(&mut worry);
+    log.partitions_elsewhere.iter().filter_map(Away::worry).for_each(&mut worry);
     log.error.iter().cloned().for_each(worry);
     lines
 }

@@ -7,7 +7,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     error::Error,
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
@@ -27,6 +27,7 @@ use super::{
     client::Listener,
     cluster::{Cluster, number},
     duplicates::{self, Records},
+    elsewhere::{Away, Elsewhere, LOOK_EVERY, Ours},
     ledger::{Ledger, Remembering},
     state::{Kept, Pulse, SinkStates},
     tenure::{IdsRoom, Tenure},
@@ -66,6 +67,7 @@ struct Inner {
     not_before: Mutex<BTreeMap<Partition, Instant>>,
     ending: AtomicBool,
     pulse: Arc<Pulse>,
+    elsewhere: Elsewhere,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -82,10 +84,13 @@ impl Ownership {
         settings: &WriterSettings,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, KafkaError> {
+        let state_topic = cluster.clients.config.state_topic();
+        let state_partitions = state_partitions.max(1);
+        let elsewhere = Elsewhere::new(cluster, &state_topic, state_partitions, sinks.names());
         let inner = Arc::new(Inner {
             cluster: Arc::clone(cluster),
-            state_topic: cluster.clients.config.state_topic(),
-            state_partitions: state_partitions.max(1),
+            state_topic,
+            state_partitions,
             sinks,
             wanted: Mutex::default(),
             changed: Condvar::new(),
@@ -97,6 +102,7 @@ impl Ownership {
             not_before: Mutex::default(),
             ending: AtomicBool::new(false),
             pulse: Arc::new(Pulse::new(cluster.clients.config.session_timeout.0)),
+            elsewhere,
             threads: Mutex::default(),
         });
         let member = Member { inner: Arc::clone(&inner), listener: cluster.clients.listener() };
@@ -116,12 +122,23 @@ impl Ownership {
             let thread = thread.map_err(|error| KafkaError::ClientCreation(error.to_string()))?;
             lock(&inner.threads).push(thread);
         }
+        // Nobody waits for this one at the end: it may be asking a broker that does not answer.
+        let looking = Arc::downgrade(&inner);
+        std::thread::Builder::new()
+            .name("kafka-elsewhere".to_owned())
+            .spawn(move || look(&looking))
+            .map_err(|error| KafkaError::ClientCreation(error.to_string()))?;
         Ok(Self(inner))
     }
 
     /// The partitions that are ours.
     pub fn partitions(&self) -> Vec<Partition> {
         lock(&self.0.owned).keys().copied().collect()
+    }
+
+    /// The partitions that are not ours, and how far behind their sinks are.
+    pub fn elsewhere(&self) -> Vec<Away> {
+        self.0.elsewhere.found()
     }
 
     /// Why partitions that should be ours are not, one sentence each.
@@ -323,6 +340,16 @@ impl Inner {
             std::thread::sleep(Duration::from_millis(20));
         }
         tracing::warn!(?partitions, "partitions are given back while their sinks still stop");
+    }
+}
+
+fn look(inner: &Weak<Inner>) {
+    while let Some(inner) = inner.upgrade().filter(|inner| !inner.is_ending()) {
+        let owned = lock(&inner.owned).keys().copied().collect();
+        let wanted = lock(&inner.wanted).clone();
+        inner.elsewhere.look(&Ours { owned, wanted });
+        drop(inner);
+        std::thread::sleep(LOOK_EVERY);
     }
 }
 

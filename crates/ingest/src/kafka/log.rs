@@ -231,6 +231,7 @@ impl LogWriter for KafkaLog {
         let ownership = lock(&self.ownership);
         let owned = ownership.as_ref().map(Ownership::partitions).unwrap_or_default();
         let problems = ownership.as_ref().map(Ownership::problems).unwrap_or_default();
+        let elsewhere = ownership.as_ref().map(Ownership::elsewhere).unwrap_or_default();
         json!({
             "kind": "kafka",
             "servers": config.servers,
@@ -243,6 +244,7 @@ impl LogWriter for KafkaLog {
             "promise_kept": 2 <= config.min_insync && !config.unchecked,
             "notes": self.found.notes,
             "partitions_owned": owned,
+            "partitions_elsewhere": elsewhere,
             "problems": problems,
             "throttled_milliseconds": millis(self.cluster.clients.heard.throttled()),
             "away_seconds": self.cluster.away().map(|away| away.as_secs()),

@@ -11,6 +11,7 @@
 //! | `cluster`, `reader` | the partitions' extents; reading one, as sinks see a log |
 //! | `state` | what outlives a process, written by one owner at a time |
 //! | `group` | which partitions are ours; takes over, starts sinks, gives back |
+//! | `elsewhere` | how far behind the sinks of the others are, and of those that nobody has |
 //! | `tenure`, `ledger`, `tally` | the books of our partitions, counted by a thread for each |
 //! | `duplicates` | which events came twice: decided once, by the partition's owner |
 //! | `schemas` | contents that events were judged by, for every process |
@@ -29,6 +30,8 @@ mod client;
 mod cluster;
 #[cfg(feature = "kafka")]
 mod duplicates;
+#[cfg(feature = "kafka")]
+mod elsewhere;
 #[cfg(feature = "kafka")]
 mod group;
 #[cfg(feature = "kafka")]

@@ -329,6 +329,11 @@ fn share(opened: &[(SinkConfig, Arc<dyn Sink>)], parts: &SinkParts) -> Result<u6
 }
 
 impl Sinks {
+    /// The sinks' names.
+    pub fn names(&self) -> Vec<String> {
+        self.sinks.iter().map(|running| running.config.name.clone()).collect()
+    }
+
     /// Writes all that the log holds now, whatever its age, then ends the sinks' threads; after
     /// `deadline` they end with what they have, and go on from there at the next start.
     pub async fn drain(&self, deadline: Duration) {
