@@ -14,7 +14,7 @@ use rdkafka::{
     client::OAuthToken,
     config::{FromClientConfigAndContext, RDKafkaLogLevel},
     consumer::ConsumerContext,
-    error::KafkaError,
+    error::{KafkaError, RDKafkaErrorCode},
 };
 use tokio::runtime::Handle;
 
@@ -93,6 +93,10 @@ impl ClientContext for Listener {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
+        // Readers want to be told where a partition ends; for them alone it is news, and no trouble.
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::PartitionEOF) {
+            return;
+        }
         tracing::warn!(%error, reason, "Kafka");
         self.heard.set_error(Some(reason.to_owned()));
     }
@@ -222,5 +226,19 @@ impl Clients {
         config: &ClientConfig,
     ) -> Result<T, KafkaError> {
         T::from_config_and_context(config, self.listener())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_partition_is_no_trouble_and_anything_else_is() {
+        let listener = Listener { heard: Arc::default(), oauth: None };
+        listener.error(KafkaError::Global(RDKafkaErrorCode::PartitionEOF), "at its end");
+        assert_eq!(listener.heard.error(), None);
+        listener.error(KafkaError::Global(RDKafkaErrorCode::AllBrokersDown), "all are away");
+        assert_eq!(listener.heard.error().as_deref(), Some("all are away"));
     }
 }
