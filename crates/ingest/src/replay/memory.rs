@@ -2,13 +2,14 @@
 
 use crate::sink::MEMORY_FACTOR;
 
-/// A quarter of what requests share at most.
+/// A third of what requests share at most.
 const JOB_BYTES: u64 = 64 << 20;
-const JOB_PART: u64 = 4;
+const JOB_PART: u64 = 3;
 /// What the windows of one sink and partition take at least; with more of them they take turns.
 const WINDOW_BYTES: u64 = (2 << 20) * MEMORY_FACTOR;
-/// What is read ahead may take this part of a job's memory, where its windows have enough without it.
-const AHEAD_PART: u64 = 4;
+/// What is read ahead may take so many fifths of a job's memory, where its windows have enough without it: a whole
+/// window is ready then when the writer comes for it. With less it waits for the rest, and reader and writer take turns.
+const AHEAD_FIFTHS: u64 = 2;
 /// What a batch that was read ahead costs at most, as a multiple of its bytes: a reader's buffers are up to
 /// twice as large as batches of half their size.
 const AHEAD_FACTOR: u64 = 2;
@@ -31,7 +32,7 @@ impl Memory {
     /// `bytes` of a job that writes into so many shadows.
     pub fn divide(bytes: u64, targets: u64) -> Self {
         let spare = bytes.saturating_sub(WINDOW_BYTES.saturating_mul(targets));
-        let ahead = spare.min(bytes / AHEAD_PART);
+        let ahead = spare.min(bytes / 5 * AHEAD_FIFTHS);
         Self { windows: bytes - ahead, ahead }
     }
 
@@ -53,10 +54,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn with_the_defaults_a_job_is_ahead_by_nearly_a_window() {
+    fn with_the_defaults_a_job_is_ahead_by_more_than_a_window() {
         let memory = Memory::divide(Memory::wanted(179 << 20), 1);
-        assert_eq!((memory.windows, memory.ahead), ((179 << 20) / 16 * 3, (179 << 20) / 16));
-        assert_eq!((memory.partitions_at_once(1), memory.ahead_each(1)), (4, (179 << 20) / 32));
+        let window = memory.windows / MEMORY_FACTOR;
+        assert!(window < memory.ahead_each(1), "{memory:?}");
+        assert_eq!((memory.partitions_at_once(1), memory.ahead_each(1) >> 20), (4, 11));
     }
 
     proptest! {
