@@ -8,6 +8,7 @@ CARGO ?= cargo
 PYTHON ?= python3
 VENV := .venv
 REQUIREMENTS := tests/e2e/requirements.txt
+NODE_CLIENTS := tests/clients/js
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 # `make run RUN_ARGUMENTS="--dev --listen 127.0.0.1:9000"`
 RUN_ARGUMENTS ?= --dev
@@ -28,7 +29,7 @@ GRID_ARGUMENTS ?=
 # What `make bench-replay` measures.
 REPLAY_ARGUMENTS ?=
 
-.PHONY: help run test unit e2e torture power grid incident whole-path demo-two-sinks demo-roles overload-outage overload-refusal overload-fleet bugs bugs-all fuzz fuzz-quick fuzz-minimise venv lint fmt clippy doc deny deny-install bench bench-criterion bench-e2e bench-replay dist image image-steps build-needs test-needs
+.PHONY: help run test unit e2e torture power grid incident whole-path demo-two-sinks demo-roles overload-outage overload-refusal overload-fleet bugs bugs-all fuzz fuzz-quick fuzz-minimise venv clients lint fmt clippy doc deny deny-install bench bench-criterion bench-e2e bench-replay dist image image-steps build-needs test-needs
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 18
@@ -41,9 +42,9 @@ run: build-needs ## Build and start `ingestd --dev` on this machine
 test: unit e2e ## All tests: the workspace's own, then the real programs end to end
 
 unit: build-needs venv ## The workspace's own tests
-	$(CARGO) test --workspace --locked
+	CARGO=$(CARGO) scripts/unit.sh
 
-e2e: build-needs venv ## The real programs, with other people's clients and readers
+e2e: build-needs venv clients ## The real programs, with other people's clients and readers
 	$(CARGO) build --workspace --locked --bins
 	$(CARGO) build -p tidegate-ingest --features faults --bin ingestd-faults --locked
 	scripts/e2e.sh $(VENV)/bin/python -n $(E2E_WORKERS) --dist worksteal $(E2E_ARGUMENTS)
@@ -113,6 +114,13 @@ fuzz-minimise: build-needs ## Take what fuzzing found into the committed corpora
 
 venv: test-needs $(VENV)/.made ## Python's side of the tests, pinned, in .venv
 
+clients: test-needs $(NODE_CLIENTS)/node_modules/.made ## Public clients in other languages that the tests send with, pinned
+
+# As the lock file says, which `npm ci` would refuse for optional packages of other systems. No package runs a script of its own.
+$(NODE_CLIENTS)/node_modules/.made: $(NODE_CLIENTS)/package-lock.json
+	cd $(NODE_CLIENTS) && npm install --no-save --silent --ignore-scripts
+	touch $@
+
 $(VENV)/.made: $(REQUIREMENTS)
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
@@ -145,7 +153,7 @@ bench: bench-criterion bench-e2e ## The hot pieces, then the whole pipeline
 bench-criterion: build-needs
 	$(CARGO) bench --workspace --locked
 
-bench-e2e: build-needs venv ## `ingestctl load` against a release `ingestd`
+bench-e2e: build-needs venv clients ## `ingestctl load` against a release `ingestd`
 	$(CARGO) build --release --locked --bins
 	$(VENV)/bin/python bench/run.py
 

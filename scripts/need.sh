@@ -21,6 +21,8 @@ case "${1:?build, test or redis}" in
     want javac default-jdk-headless # S3Proxy, Apache Kafka and OpenSearch, which Maven fetches
     want mvn maven
     want mkfs.ext4 e2fsprogs
+    want node nodejs # public clients in JavaScript
+    want npm npm
     compgen -G '/usr/lib/*/faketime/libfaketime.so.1' >/dev/null || packages+=(libfaketime)
     want python3 python3
     python3 -c 'import venv, ensurepip' >/dev/null 2>&1 || packages+=(python3-venv)

@@ -131,7 +131,8 @@ fn a_job_whose_removal_was_cut_is_neither_resumed_nor_compared() {
     drop(server);
     for paused in [false, true] {
         let server = place.start_with(&second);
-        apply(&server, &plan, paused.then_some(100));
+        // Slow enough to be still at work when it is paused, however long a look takes.
+        apply(&server, &plan, paused.then_some(10));
         if paused {
             wait_for("some of it to be written", || {
                 0 < job(&server, &plan)["done_events"].as_u64().unwrap()

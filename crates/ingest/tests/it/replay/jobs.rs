@@ -116,7 +116,7 @@ fn a_job_that_is_killed_paused_and_resumed_leaves_each_event_once() {
     let lanes = [(lane("order", false), 1_900)];
     let plan =
         plan(&place, &server, (50, 1_950), &lanes, Selection::default(), Judging::AsRecorded);
-    apply(&server, &plan, Some(1_000));
+    apply(&server, &plan, Some(400));
     for turn in 0..4 {
         std::thread::sleep(std::time::Duration::from_millis(150 + 70 * turn));
         server.kill();
