@@ -11,4 +11,5 @@ pub mod kit;
 mod protocols;
 mod tenants;
 mod tls;
+mod trackers;
 mod wire;
