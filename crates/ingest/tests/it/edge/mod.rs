@@ -7,6 +7,7 @@ mod answers;
 mod codings;
 mod connections;
 mod forms;
+mod keyed;
 pub mod kit;
 mod protocols;
 mod tenants;
