@@ -7,6 +7,7 @@ mod cloudevents;
 mod events;
 mod hec;
 mod members;
+mod otlp;
 mod outcomes;
 mod path;
 mod posthog;
@@ -40,6 +41,7 @@ pub const PROTOCOLS: &[Protocol] = &[
     hec::PROTOCOL,
     segment::PROTOCOL,
     posthog::PROTOCOL,
+    otlp::PROTOCOL,
 ];
 
 /// One protocol.
