@@ -14,6 +14,7 @@ mod door;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+mod grpc;
 mod head;
 pub mod judge;
 mod keyed;

@@ -24,7 +24,7 @@ use super::{
     body::{self, ReadError, ReadLimits},
     coding::{self, Coding},
     connection::Busy,
-    head,
+    grpc, head,
     keyed::{self, PathKey},
     login::{self, Coming},
     over,
@@ -140,7 +140,11 @@ impl Exchange {
 }
 
 /// Answers one request.
-pub(super) async fn serve(shared: Arc<Shared>, request: Request<Incoming>, busy: Busy) -> Answer {
+pub(super) async fn serve(
+    shared: Arc<Shared>,
+    request: Request<Incoming>,
+    busy: Busy,
+) -> grpc::Sent {
     // Those that come while draining are refused: the end does not wait for them.
     let _leave = (!shared.draining.load(Ordering::SeqCst)).then(|| Leave::enter(&shared));
     let started = Instant::now();
@@ -188,7 +192,7 @@ pub(super) async fn serve(shared: Arc<Shared>, request: Request<Incoming>, busy:
     let name = exchange.protocol.map_or("none", |protocol| protocol.name);
     metrics::requests(name, answer.status().as_str(), 1);
     metrics::request_seconds(name, started.elapsed().as_secs_f64());
-    answer
+    grpc::sent(&parts, answer)
 }
 
 /// A UUIDv7. Its 74 random bits are drawn without a system call.
@@ -332,6 +336,10 @@ async fn receive(
             drop(receiving);
             let (bytes, permit) = read.map_err(|error| unreadable(&error, share))?;
             let length = bytes.len() as u64;
+            if grpc::is_grpc(&exchange.parts) {
+                let (bytes, coding) = grpc::message(&exchange.parts, bytes)?;
+                return Ok((bytes, permit, coding, length));
+            }
             Ok((bytes, permit, coding, length))
         }
         Coming::Read(early) => {

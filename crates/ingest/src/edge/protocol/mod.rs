@@ -7,6 +7,7 @@ mod cloudevents;
 mod events;
 mod hec;
 mod members;
+mod otlp;
 mod outcomes;
 mod path;
 mod posthog;
@@ -42,6 +43,7 @@ pub const PROTOCOLS: &[Protocol] = &[
     segment::PROTOCOL,
     posthog::PROTOCOL,
     snowplow::PROTOCOL,
+    otlp::PROTOCOL,
 ];
 
 /// One protocol.
