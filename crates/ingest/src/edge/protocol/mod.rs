@@ -6,7 +6,9 @@
 mod cloudevents;
 mod events;
 mod hec;
+mod loki;
 mod members;
+pub(crate) mod naming;
 mod outcomes;
 mod path;
 mod posthog;
@@ -23,6 +25,7 @@ use tidegate_event::Reason;
 
 use super::{
     answer::{Answer, Refusal},
+    coding::Coding,
     cors::Cors,
     credentials::Carrier,
     problem::Problem,
@@ -42,6 +45,7 @@ pub const PROTOCOLS: &[Protocol] = &[
     segment::PROTOCOL,
     posthog::PROTOCOL,
     snowplow::PROTOCOL,
+    loki::PROTOCOL,
 ];
 
 /// One protocol.
@@ -197,6 +201,11 @@ impl DecodeFault {
     fn new(problem: Problem, detail: impl Into<String>) -> Self {
         Self { problem, detail: detail.into() }
     }
+}
+
+/// How a body is coded where the head need not say so.
+pub(super) fn implied_coding(parts: &Parts) -> Option<Coding> {
+    loki::coding(parts)
 }
 
 /// What serves a path and method.
