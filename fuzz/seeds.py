@@ -3,6 +3,7 @@
 The committed corpora are these and what fuzzing added, minimised (`make fuzz-minimise`).
 """
 
+import base64
 import gzip
 import json
 import pathlib
@@ -253,6 +254,29 @@ def protocols():
     seed("protocols", b"\7", '{"token":"k","event":"b","api_key":"k"}')
 
 
+def trackers():
+    wrapped = '{"schema":"iglu:a/unstruct_event/jsonschema/1-0-0","data":{"schema":"iglu:a/click/jsonschema/1-0-0","data":{"n":1.50}}}'
+    coded = base64.urlsafe_b64encode(wrapped.encode()).decode()
+    view = '{"e":"pv","eid":"e-1","dtm":"1772366400250","url":"http://a/"}'
+    unstruct = json.dumps({"e": "ue", "ue_px": coded, "cx": "e30", "co": "{}", "ttm": "5"})
+    seed("trackers", b"\0", '{"schema":"iglu:x","data":[%s,%s,7]}' % (view, unstruct))
+    seed("trackers", b"\0", '{"data":[%s]}' % json.dumps({"e": "ue", "ue_pr": wrapped}))
+    seed("trackers", b"\1", f"e=ue&ue_px={coded}&cx=e30&dtm=soon&page=a+b%22")
+    entries = '["1772366400000000001","a \\"b\\"",{"trace":"7"}],["2","x"],["3"],7'
+    seed("trackers", b"\2", '{"streams":[{"stream":{"app":"shop"},"values":[%s]},{"stream":7}]}' % entries)
+
+    def field(number, value):
+        return bytes([number << 3 | 2, len(value)]) + value
+
+    entry = field(1, b"\x08\x05\x10\x01") + field(2, b"line") + field(3, field(1, b"trace") + field(2, b"7"))
+    for labels in (b'{app="shop", level="a\\"\\x41"}', b"{a=x}", b"{a=`b`}"):
+        push = field(1, field(1, labels) + field(2, entry))
+        seed("trackers", b"\3", push)
+        seed("trackers", b"\4", bytes([len(push), (len(push) - 1) << 2 if len(push) <= 60 else 60 << 2]), bytes([len(push) - 1][: len(push) > 60]), push)
+    seed("trackers", b"\4", b"\x80\x80\x80\x80\x04\x00a")
+    seed("trackers", b"\4", b"\x0a\x00a\x22\x01")
+
+
 def lake():
     names = ("acme\0Page.View-1\0", struct.pack("<I", 10_490_000), b"\0\3\0", struct.pack("<QQ", 10, 19))
     seed("lake", b"\1\0", *names, *names)
@@ -266,6 +290,6 @@ def lake():
         seed("lake", b"\2", b"\n".join(bytes([kind]) + text.encode() for text in EVENTS[:14]))
 
 
-for make in (codings, bodies, protocols, events, requests, batches, hops, recovery, small_files, config, schemas, units, lake):
+for make in (codings, bodies, protocols, trackers, events, requests, batches, hops, recovery, small_files, config, schemas, units, lake):
     make()
 print(f"{sum(COUNTS.values())} seeds of {len(COUNTS)} targets in {ROOT}")

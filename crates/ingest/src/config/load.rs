@@ -9,7 +9,10 @@ use toml::{Table, Value};
 
 use super::Config;
 use crate::{
-    edge::{EdgeConfig, protocol::PROTOCOLS},
+    edge::{
+        EdgeConfig,
+        protocol::{PROTOCOLS, naming},
+    },
     kafka::PartitionBy,
     log::{LogConfig, LogKind},
     sink::{SinkConfig, SinkConfigError, SinkKind, shadow::ShadowPlace},
@@ -268,6 +271,7 @@ fn keyless_faults(edge: &EdgeConfig) -> Vec<String> {
     if !(1..=4 << 20).contains(&edge.limits.unauthenticated_bytes.0) {
         faults.push("edge.limits.unauthenticated_bytes: at least 1, at most 4MiB".to_owned());
     }
+    faults.extend(naming::faults(&edge.event_types));
     for name in edge.open.keys() {
         let mut protocols = PROTOCOLS.iter();
         if !protocols.any(|protocol| protocol.name == name && protocol.login.may_be_open) {
@@ -394,6 +398,8 @@ mod tests {
             ),
             ("[edge]\nlisten = \"here\"", "edge.listen"),
             ("[edge.open]\nevents = \"acme\"", "edge.open.events"),
+            ("[edge.event_types]\nhec = \"time\"", "edge.event_types.hec"),
+            ("[edge.event_types]\nsegment = \"type\"", "edge.event_types.segment"),
             ("[edge.limits]\nunauthenticated_bytes = 0", "edge.limits.unauthenticated_bytes"),
             ("[admin]\nlisten = \"127.0.0.1:99999\"", "admin.listen"),
         ] {

@@ -11,7 +11,7 @@ use super::{
     away::Kept,
     coding::{Coding, DecodeError, DecodeLimits, from_headers},
     judge::Judge,
-    protocol::{Protocol, Routed, route},
+    protocol::{Protocol, Routed, implied_coding, route},
     work::{Done, Work},
 };
 use crate::{books::Tally, budget::Permit, tenants::Caller};
@@ -41,14 +41,29 @@ pub fn decode(
     (bytes, ratio): (u64, u64),
     permit: &mut Permit,
 ) -> Option<Result<Vec<u8>, Refused>> {
-    let coding = from_headers(headers).ok()?;
-    let decoded = coding.decode(raw, DecodeLimits { bytes, ratio }, permit);
-    Some(decoded.map_err(|error| match error {
+    Some(decoded(from_headers(headers).ok()?, raw, (bytes, ratio), permit))
+}
+
+/// Decodes a block of snappy's, which no header names.
+///
+/// # Errors
+/// [`Refused`]
+pub fn unsnap(raw: &[u8], limits: (u64, u64), permit: &mut Permit) -> Result<Vec<u8>, Refused> {
+    decoded(Coding::Snappy, raw, limits, permit)
+}
+
+fn decoded(
+    coding: Coding,
+    raw: &[u8],
+    (bytes, ratio): (u64, u64),
+    permit: &mut Permit,
+) -> Result<Vec<u8>, Refused> {
+    coding.decode(raw, DecodeLimits { bytes, ratio }, permit).map_err(|error| match error {
         DecodeError::Corrupt { .. } => Refused::Corrupt,
         DecodeError::TooLarge { limit } => Refused::TooLarge(limit),
         DecodeError::Ratio { ratio } => Refused::Ratio(ratio),
         DecodeError::Full(_) => Refused::Full,
-    }))
+    })
 }
 
 /// What is too much in a head.
@@ -105,7 +120,9 @@ pub fn run(
 ) -> Option<Outcome> {
     let work = Work {
         types: None,
-        coding: from_headers(&parts.headers).unwrap_or(Coding::Identity),
+        coding: implied_coding(&parts)
+            .or_else(|| from_headers(&parts.headers).ok())
+            .unwrap_or(Coding::Identity),
         parts: Arc::new(parts),
         body,
         protocol,

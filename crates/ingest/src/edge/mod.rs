@@ -55,6 +55,8 @@ pub struct EdgeConfig {
     pub timeouts: Timeouts,
     /// `[edge.open]`: by protocol, the tenant to whom belongs what comes without a key.
     pub open: BTreeMap<String, TenantId>,
+    /// `[edge.event_types]`: by protocol, what names the types of its events.
+    pub event_types: BTreeMap<String, String>,
 }
 
 impl Default for EdgeConfig {
@@ -65,6 +67,7 @@ impl Default for EdgeConfig {
             limits: Limits::default(),
             timeouts: Timeouts::default(),
             open: BTreeMap::new(),
+            event_types: BTreeMap::new(),
         }
     }
 }

@@ -29,7 +29,7 @@ use super::{
     login::{self, Coming},
     over,
     problem::Problem,
-    protocol::{Call, Outcomes, Protocol, Sorted, Tells},
+    protocol::{self, Call, Outcomes, Protocol, Sorted, Tells, naming::Naming},
     routing::{self, Next},
     turns::Turns,
     work::{Done, Packed, Work},
@@ -59,6 +59,8 @@ pub(super) struct Shared {
     pub early: Arc<Budget>,
     /// Whose it is what comes without a key, by protocol.
     pub open: BTreeMap<String, TenantId>,
+    /// What names the types of events, by protocol.
+    pub event_types: Arc<BTreeMap<String, String>>,
     pub pressure: Arc<dyn Pressure>,
     pub quotas: Arc<Quotas>,
     pub draining: AtomicBool,
@@ -150,6 +152,9 @@ pub(super) async fn serve(
     let started = Instant::now();
     let (mut parts, body) = request.into_parts();
     let path_key = keyed::take(&mut parts);
+    if !shared.event_types.is_empty() {
+        parts.extensions.insert(Naming(Arc::clone(&shared.event_types)));
+    }
     let parts = Arc::new(parts);
     let base_id = new_id(shared.clock.now());
     let request_id = match head::request_id(&parts.headers) {
@@ -414,8 +419,11 @@ fn gate(
     Ok((protocol, coding, admitted))
 }
 
-/// The content coding that the head names.
+/// The content coding that the head names, or the protocol.
 pub(super) fn coding_of(parts: &Parts) -> Result<Coding, Refusal> {
+    if let Some(coding) = protocol::implied_coding(parts) {
+        return Ok(coding);
+    }
     coding::from_headers(&parts.headers).map_err(|found| {
         let detail =
             format!("the content coding is {found}; one of these is taken: {}", coding::TAKEN);
@@ -471,7 +479,9 @@ async fn run<T: Send + 'static>(
 ) -> Result<T, Refusal> {
     let light = match work.coding {
         Coding::Identity => LIGHT_BYTES,
-        Coding::Gzip | Coding::Zstd | Coding::Deflate | Coding::Brotli => LIGHT_CODED_BYTES,
+        Coding::Gzip | Coding::Zstd | Coding::Deflate | Coding::Brotli | Coding::Snappy => {
+            LIGHT_CODED_BYTES
+        }
     };
     if work.body.len() <= SMALL_BYTES && work.coding == Coding::Identity {
         return compute(work);

@@ -172,6 +172,7 @@ pub async fn bind(parts: EdgeParts) -> Result<Edge, EdgeError> {
         budget,
         early: Budget::new(EARLY_BYTES),
         open: config.open,
+        event_types: Arc::new(config.event_types),
         pressure,
         quotas,
         draining: AtomicBool::new(false),

@@ -6,8 +6,10 @@
 mod cloudevents;
 mod events;
 mod hec;
+mod loki;
 mod members;
 mod otlp;
+pub(crate) mod naming;
 mod outcomes;
 mod path;
 mod posthog;
@@ -24,6 +26,7 @@ use tidegate_event::Reason;
 
 use super::{
     answer::{Answer, Refusal},
+    coding::Coding,
     cors::Cors,
     credentials::Carrier,
     problem::Problem,
@@ -44,6 +47,7 @@ pub const PROTOCOLS: &[Protocol] = &[
     posthog::PROTOCOL,
     snowplow::PROTOCOL,
     otlp::PROTOCOL,
+    loki::PROTOCOL,
 ];
 
 /// One protocol.
@@ -199,6 +203,11 @@ impl DecodeFault {
     fn new(problem: Problem, detail: impl Into<String>) -> Self {
         Self { problem, detail: detail.into() }
     }
+}
+
+/// How a body is coded where the head need not say so.
+pub(super) fn implied_coding(parts: &Parts) -> Option<Coding> {
+    loki::coding(parts)
 }
 
 /// What serves a path and method.
