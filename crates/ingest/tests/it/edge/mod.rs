@@ -8,6 +8,7 @@ mod codings;
 mod connections;
 mod forms;
 pub mod kit;
+mod otlp;
 mod protocols;
 mod tenants;
 mod tls;
