@@ -130,7 +130,8 @@ fn no_stray_lists(table: &Table) -> Result<(), String> {
                 Value::Table(inner) if name != "options" => walk(inner, &format!("{path}{name}."))?,
                 Value::Array(_)
                     if path != "sink.filter."
-                        && !(path == "hop." && matches!(&**name, "normalizers" | "writers")) =>
+                        && !(path == "hop." && matches!(&**name, "normalizers" | "writers"))
+                        && !(path == "edge." && name == "also_listen") =>
                 {
                     return Err(format!("{path}{name} is no list"));
                 }
@@ -258,11 +259,20 @@ pub fn check(config: &Config) -> Vec<String> {
             need(false, &format!("sink {:?}: {fault}", sink.name));
         }
     }
-    for (name, listen) in [("edge", &config.edge.listen), ("admin", &config.admin.listen)] {
-        let port = listen.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
-        need(port.is_some(), &format!("{name}.listen: {listen:?} is no HOST:PORT"));
-    }
+    faults.extend(address_faults(config));
     faults
+}
+
+/// What is wrong with the addresses to listen on.
+fn address_faults(config: &Config) -> Vec<String> {
+    let also = config.edge.also_listen.iter().flatten().map(|listen| ("edge.also_listen", listen));
+    let own = [("edge.listen", &config.edge.listen), ("admin.listen", &config.admin.listen)];
+    let is_wrong = |listen: &String| {
+        let port = listen.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
+        port.is_none()
+    };
+    let wrong = own.into_iter().chain(also).filter(|(_, listen)| is_wrong(listen));
+    wrong.map(|(name, listen)| format!("{name}: {listen:?} is no HOST:PORT")).collect()
 }
 
 /// What is wrong with what is read, or taken, of nobody known.
@@ -397,6 +407,7 @@ mod tests {
                 "is none of parquet",
             ),
             ("[edge]\nlisten = \"here\"", "edge.listen"),
+            ("[edge]\nalso_listen = [\"127.0.0.1:0\", \"here\"]", "edge.also_listen"),
             ("[edge.open]\nevents = \"acme\"", "edge.open.events"),
             ("[edge.event_types]\nhec = \"time\"", "edge.event_types.hec"),
             ("[edge.event_types]\nsegment = \"type\"", "edge.event_types.segment"),

@@ -47,6 +47,12 @@ pub use tls::TlsError;
 pub struct EdgeConfig {
     /// Where to listen.
     pub listen: String,
+    /// Where else, with the same protocols and TLS; absent: nowhere, or in `--dev` where OTLP's clients
+    /// send if nobody tells them.
+    pub also_listen: Option<Vec<String>>,
+    /// The same, but it starts where one of these is taken.
+    #[serde(skip)]
+    pub optional_listen: Vec<String>,
     /// `[edge.tls]`; absent: plain HTTP.
     pub tls: Option<TlsConfig>,
     /// `[edge.limits]`
@@ -63,6 +69,8 @@ impl Default for EdgeConfig {
     fn default() -> Self {
         Self {
             listen: "127.0.0.1:8080".to_owned(),
+            also_listen: None,
+            optional_listen: Vec::new(),
             tls: None,
             limits: Limits::default(),
             timeouts: Timeouts::default(),

@@ -9,6 +9,7 @@ mod connections;
 mod forms;
 mod keyed;
 pub mod kit;
+mod otlp;
 mod protocols;
 mod tenants;
 mod tls;
