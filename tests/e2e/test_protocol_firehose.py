@@ -3,10 +3,13 @@ send, are refused in every way, and what they were told is safe is in the lake, 
 
 import datetime
 import json
+import os
 import subprocess
+import sys
 import time
 import uuid
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Callable
 
 import boto3
@@ -22,6 +25,10 @@ from firehose_sender import Sender
 from harness import REPOSITORY, Server, exact, http, tally, wait_until
 from protocol_clients import DATA
 from protocol_front import Front
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from roles.fleet import Fleet  # noqa: E402
 
 JS = REPOSITORY / "tests" / "clients" / "js"
 STREAM = "clicks"
@@ -419,3 +426,34 @@ def test_a_delivery_may_name_its_type_in_the_path_and_is_told_what_is_wrong(rig)
     assert sender.deliver([]), "a delivery of nothing is delivered"
     # What is no event is a dead letter: sent again it would be the same.
     assert sender.deliver([b"plain text"])
+
+
+def test_with_roles_a_record_that_is_no_event_is_kept_all_the_same(tmp_path):
+    """The edge has the records, a normalizer judges them, and the answer says record by record what became of them."""
+    fleet = Fleet(tmp_path / "fleet", replicas=1)
+    try:
+        key = fleet.start().add_tenant("acme")
+        [edge] = fleet.replicas["edge"]
+        pair = edge.ctl("tenant", "sigv4", "acme")
+        url, names = f"http://{edge.address}", some_names(3)
+
+        def known():
+            told = boto_single(url, pair, names[:1])
+            return told == set(names[:1])
+
+        wait_until("the pair is known to the edge", known)
+        records = [{"Data": json.dumps(made(names[1])).encode() * 2}, {"Data": b"no event"}]
+        answer = sdk(url, pair).put_record_batch(DeliveryStreamName=STREAM, Records=records)
+        assert answer["FailedPutCount"] == 0 and len(answer["RequestResponses"]) == 2
+        sender = Sender(f"{url}/v1/firehose", key, STREAM)
+        assert sender.deliver([json.dumps({"name": names[2]}).encode(), b"no event", os.urandom(900_000)])
+        fleet.settle()
+        rows, _, ids = fleet.lake_rows()
+        assert rows == 3, "the same event_id twice in a record is one event"
+        assert all(ids[name] == 1 for name in names[:2])
+        fleet.audits()
+    except BaseException:
+        print(fleet.logs())
+        raise
+    finally:
+        fleet.end()
