@@ -14,8 +14,10 @@ mod door;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+mod grpc;
 mod head;
 pub mod judge;
+mod keyed;
 mod login;
 mod over;
 pub mod problem;

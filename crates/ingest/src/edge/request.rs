@@ -24,7 +24,8 @@ use super::{
     body::{self, ReadError, ReadLimits},
     coding::{self, Coding},
     connection::Busy,
-    head,
+    grpc, head,
+    keyed::{self, PathKey},
     login::{self, Coming},
     over,
     problem::Problem,
@@ -112,6 +113,8 @@ struct Exchange {
     /// How many items there are, once they are counted.
     items: Option<u64>,
     busy: Busy,
+    /// The key that stood in the path.
+    path_key: Option<PathKey>,
 }
 
 /// By how much longer each refusal takes for a client that does not wait as it was told, and how long
@@ -139,12 +142,17 @@ impl Exchange {
 }
 
 /// Answers one request.
-pub(super) async fn serve(shared: Arc<Shared>, request: Request<Incoming>, busy: Busy) -> Answer {
+pub(super) async fn serve(
+    shared: Arc<Shared>,
+    request: Request<Incoming>,
+    busy: Busy,
+) -> grpc::Sent {
     // Those that come while draining are refused: the end does not wait for them.
     let _leave = (!shared.draining.load(Ordering::SeqCst)).then(|| Leave::enter(&shared));
     let started = Instant::now();
     let (mut parts, body) = request.into_parts();
     let now = shared.clock.now();
+    let path_key = keyed::take(&mut parts);
     Noted::begin(&mut parts, now);
     let parts = Arc::new(parts);
     let base_id = new_id(now);
@@ -164,6 +172,7 @@ pub(super) async fn serve(shared: Arc<Shared>, request: Request<Incoming>, busy:
         passes_over: false,
         items: None,
         busy,
+        path_key,
     };
     let span = span(&parts, &exchange.request_id);
     let version = parts.version;
@@ -187,7 +196,7 @@ pub(super) async fn serve(shared: Arc<Shared>, request: Request<Incoming>, busy:
     let name = exchange.protocol.map_or("none", |protocol| protocol.name);
     metrics::requests(name, answer.status().as_str(), 1);
     metrics::request_seconds(name, started.elapsed().as_secs_f64());
-    answer
+    grpc::sent(&parts, answer)
 }
 
 /// A UUIDv7. Its 74 random bits are drawn without a system call.
@@ -274,7 +283,8 @@ async fn respond(
     exchange.protocol = first;
     let Some(first) = first else { return Err(routing::nothing_here(parts)) };
     let declared = body.size_hint().exact();
-    let (caller, coming) = login::caller(shared, parts, first, body, &exchange.busy).await?;
+    let shown = (&exchange.busy, exchange.path_key.as_ref());
+    let (caller, coming) = login::caller(shared, parts, first, body, shown).await?;
     exchange.busy.is_known(&caller.tenant.id);
     exchange.unread &= !matches!(coming, Coming::Read(_));
     let declared = coming.length().or(declared);
@@ -341,6 +351,10 @@ async fn receive(
             drop(receiving);
             let (bytes, permit) = read.map_err(|error| unreadable(&error, share))?;
             let length = bytes.len() as u64;
+            if grpc::is_grpc(&exchange.parts) {
+                let (bytes, coding) = grpc::message(&exchange.parts, bytes)?;
+                return Ok((bytes, permit, coding, length));
+            }
             Ok((bytes, permit, coding, length))
         }
         Coming::Signed(body, hash) => {

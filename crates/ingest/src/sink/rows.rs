@@ -277,12 +277,17 @@ impl RowsHash {
 
     /// Adds one row.
     pub fn row(&mut self, row: &Row<'_>, heads: &[Head<'_>]) {
+        self.row_called(row, heads, &row.event_id(heads));
+    }
+
+    /// Adds one row, whose id is known.
+    pub fn row_called(&mut self, row: &Row<'_>, heads: &[Head<'_>], event_id: &str) {
         self.hasher.write_u64(row.offset(heads).0);
         self.hasher.write_i64(row.received_at(heads).0);
         self.hasher.write_i64(row.event_time.0);
         self.hasher.write(&row.schema(heads).hash);
         self.hasher.write_u8(row.dead.map_or(0, |code| code as u8));
-        self.bytes(row.event_id(heads).as_bytes());
+        self.bytes(event_id.as_bytes());
         self.bytes(row.note.as_bytes());
         self.bytes(row.raw);
         self.rows += 1;

@@ -6,6 +6,7 @@ mod file;
 pub mod fuzzing;
 mod key;
 mod pair;
+mod public;
 mod store;
 mod watch;
 
@@ -14,8 +15,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use tidegate_event::{EventType, TenantId};
 
-pub use key::{NewKey, NoRandom, generate};
+pub use key::{NewKey, NoRandom, generate, is_public};
 pub use pair::{NewPair, Pair};
+pub use public::NewPublicKey;
 pub use store::{
     AddedPair, AuthError, Caller, ChangeError, NewTenant, Rotated, TenantFault, Tenants,
     TenantsError,
@@ -147,6 +149,8 @@ pub struct Key {
     pub id: String,
     /// HMAC-SHA-256 of the key's text under the pepper.
     pub hash: [u8; 32],
+    /// Where it is a public one: the origins whose pages may use it; none: all.
+    pub public: Option<Vec<String>>,
     /// The event types it may send; `None`: all.
     pub event_types: Option<Vec<String>>,
     /// Microseconds since 1970 after which it is refused; `None`: never.

@@ -1,5 +1,6 @@
 //! All tenants at one moment, and how one moment follows another.
 
+mod caller;
 mod pairs;
 
 use std::{
@@ -22,6 +23,8 @@ use super::{
 };
 use crate::clock::Clock;
 
+pub use caller::Caller;
+use caller::Shown;
 pub use pairs::AddedPair;
 
 /// Why a key was refused. A client is told the same for each.
@@ -79,6 +82,9 @@ pub enum ChangeError {
     /// There is none of that name in the folder.
     #[error("there is no tenant {0}")]
     Missing(TenantId),
+    /// The tenant has no public key of that id.
+    #[error("tenant {0} has no public key {1:?}")]
+    NoSuchKey(TenantId, String),
     /// Its file says something that cannot be.
     #[error(transparent)]
     Fault(#[from] TenantFault),
@@ -88,44 +94,6 @@ pub enum ChangeError {
     /// No random bytes.
     #[error(transparent)]
     Random(#[from] NoRandom),
-}
-
-/// Who sends: a tenant, and which of its keys.
-#[derive(Clone, Debug)]
-pub struct Caller {
-    /// The tenant as it was when the key was checked.
-    pub tenant: Arc<Tenant>,
-    shown: Shown,
-}
-
-/// By what a caller is known: which of its tenant's.
-#[derive(Clone, Copy, Debug)]
-enum Shown {
-    Key(usize),
-    Pair(usize),
-    Nothing,
-}
-
-impl Caller {
-    /// The event types the key may send; `None`: all.
-    #[must_use]
-    pub fn event_types(&self) -> Option<&[String]> {
-        match self.shown {
-            Shown::Key(at) => self.tenant.keys.get(at)?.event_types.as_deref(),
-            Shown::Pair(at) => self.tenant.pairs.get(at)?.event_types.as_deref(),
-            Shown::Nothing => None,
-        }
-    }
-
-    /// The public part of the key.
-    #[must_use]
-    pub fn key_id(&self) -> &str {
-        match self.shown {
-            Shown::Key(at) => self.tenant.keys.get(at).map_or("", |key| key.id.as_str()),
-            Shown::Pair(at) => self.tenant.pairs.get(at).map_or("", |pair| pair.id.as_str()),
-            Shown::Nothing => "",
-        }
-    }
 }
 
 /// A tenant to be made.
@@ -160,7 +128,7 @@ struct Generation {
 type Entry = (Stamp, Result<Arc<Tenant>, String>, Option<Arc<Tenant>>);
 
 #[derive(Default)]
-struct Loaded {
+pub(super) struct Loaded {
     tenants: BTreeMap<TenantId, Entry>,
     strangers: Vec<String>,
     copies: Vec<TenantFault>,
@@ -173,9 +141,10 @@ pub struct Tenants {
     clock: Arc<dyn Clock>,
     pepper: [u8; 32],
     vault: Vault,
-    dev: Option<([u8; 32], Arc<Tenant>)>,
+    /// The keys of `dev` by their whole text, in the order of the tenant's.
+    dev: Option<(Vec<[u8; 32]>, Arc<Tenant>)>,
     live: ArcSwap<Generation>,
-    loaded: Mutex<Loaded>,
+    pub(super) loaded: Mutex<Loaded>,
 }
 
 impl std::fmt::Debug for Tenants {
@@ -185,6 +154,9 @@ impl std::fmt::Debug for Tenants {
 }
 
 const NO_HASH: [u8; 32] = [0; 32];
+/// The keys of `ingestd --dev` on loopback.
+const DEV_KEY: &str = "tgk_dev";
+const DEV_PUBLIC_KEY: &str = "tgp_dev";
 
 impl Tenants {
     /// Loads every `<tenant>.toml` in `dir`, which is made if missing, as is the pepper.
@@ -214,11 +186,23 @@ impl Tenants {
     }
 
     /// Adds the tenant `dev`, in memory only, whose key is `key` literally, and whose SigV4 key pair is
-    /// `TGDEV` and the key with `_secret` behind it. No quota.
+    /// `TGDEV` and the key with `_secret` behind it. No quota. Beside `tgk_dev` it has the public key
+    /// `tgp_dev`; beside a random one none, for nobody would know it.
     #[must_use]
     pub fn with_dev(mut self, key: &str) -> Self {
         let Ok(id) = TenantId::new("dev") else { return self };
-        let hash = key::hash(&self.pepper, key);
+        let named = |id: &str, text: &str, public| Key {
+            id: id.to_owned(),
+            hash: key::hash(&self.pepper, text),
+            public,
+            event_types: None,
+            not_after: None,
+        };
+        let mut keys = vec![named("dev", key, None)];
+        if key == DEV_KEY {
+            keys.push(named("dev_public", DEV_PUBLIC_KEY, Some(Vec::new())));
+        }
+        let hashes = keys.iter().map(|key| key.hash).collect();
         let tenant = Tenant {
             id,
             enabled: true,
@@ -226,7 +210,7 @@ impl Tenants {
             // Not random, so that hashes of personal data agree from one start to the next.
             pii_secret: Secret(key::hash(&self.pepper, "pii_secret of dev").to_vec()),
             quota: Quota::default(),
-            keys: vec![Key { id: "dev".to_owned(), hash, event_types: None, not_after: None }],
+            keys,
             pairs: vec![Pair {
                 id: "TGDEV".to_owned(),
                 secret: Secret(format!("{key}_secret").into_bytes()),
@@ -234,7 +218,7 @@ impl Tenants {
                 not_after: None,
             }],
         };
-        self.dev = Some((hash, Arc::new(tenant)));
+        self.dev = Some((hashes, Arc::new(tenant)));
         let copies = self.publish(&lock(&self.loaded));
         lock(&self.loaded).copies = copies;
         self
@@ -245,10 +229,11 @@ impl Tenants {
     /// # Errors
     /// [`AuthError`]. A well-formed key takes as long whether its id is known or not.
     pub fn authenticate(&self, text: &str) -> Result<Caller, AuthError> {
-        if let Some((hash, tenant)) = &self.dev
-            && key::same(hash, &key::hash(&self.pepper, text))
-        {
-            return Ok(Caller { tenant: Arc::clone(tenant), shown: Shown::Key(0) });
+        if let Some((hashes, tenant)) = &self.dev {
+            let hash = key::hash(&self.pepper, text);
+            if let Some(key) = hashes.iter().position(|known| key::same(known, &hash)) {
+                return Ok(Caller { tenant: Arc::clone(tenant), shown: Shown::Key(key) });
+            }
         }
         let id = key::id_of(text).ok_or(AuthError::Unknown)?;
         let live = self.live.load();
@@ -258,6 +243,10 @@ impl Tenants {
         let (Some((tenant, index)), Some(known), true) = (found, known, right) else {
             return Err(AuthError::Unknown);
         };
+        // What its file says must not make a secret key a public one, nor the other way round.
+        if known.public.is_some() != key::is_public(text) {
+            return Err(AuthError::Unknown);
+        }
         if !tenant.enabled {
             return Err(AuthError::Disabled);
         }
@@ -429,7 +418,8 @@ impl Tenants {
     }
 
     /// Gives a tenant another key. Its newest former key lives on: to the end it had, to
-    /// `expire_old_after` from now, whichever is sooner; all older ones are gone. Blocks on files.
+    /// `expire_old_after` from now, whichever is sooner; all older ones are gone. Public keys stay. Blocks on
+    /// files.
     ///
     /// # Errors
     /// [`ChangeError`].
@@ -442,13 +432,15 @@ impl Tenants {
         let mut file = self.read(id)?;
         let key = key::generate()?;
         let end = self.end(expire_old_after);
-        let mut old = file.keys.pop();
+        let (public, mut secret): (Vec<_>, Vec<_>) =
+            file.keys.drain(..).partition(|entry| entry.public);
+        let mut old = secret.pop();
         if let (Some(old), Some(end)) = (&mut old, end) {
             old.not_after = Some(sooner(old.not_after.as_deref(), end));
         }
         let mut entry = self.entry(&key);
         entry.event_types = old.as_ref().and_then(|old| old.event_types.clone());
-        file.keys = old.into_iter().chain([entry]).collect();
+        file.keys = public.into_iter().chain(old).chain([entry]).collect();
         self.save(&mut loaded, id, &file)?;
         Ok(Rotated { key: key.text, old_keys_expire_at: end })
     }
@@ -497,17 +489,19 @@ impl Tenants {
         self.save(&mut loaded, id, &file)
     }
 
-    fn entry(&self, key: &key::NewKey) -> KeyEntry {
+    pub(super) fn entry(&self, key: &key::NewKey) -> KeyEntry {
         KeyEntry {
             id: key.id.clone(),
             hash: Hex(key::hash(&self.pepper, &key.text)),
+            origins: None,
+            public: false,
             not_after: None,
             event_types: None,
         }
     }
 
     /// From the file, not from memory, so that what a person wrote there is not undone.
-    fn read(&self, id: &TenantId) -> Result<TenantFile, ChangeError> {
+    pub(super) fn read(&self, id: &TenantId) -> Result<TenantFile, ChangeError> {
         let path = file::path_of(&self.dir, id);
         if !path.exists() {
             return Err(ChangeError::Missing(id.clone()));
@@ -515,7 +509,7 @@ impl Tenants {
         Ok(file::read(&path).map_err(|message| TenantFault { path, message })?)
     }
 
-    fn save(
+    pub(super) fn save(
         &self,
         loaded: &mut Loaded,
         id: &TenantId,
@@ -540,7 +534,7 @@ fn sooner(own: Option<&str>, end: i64) -> String {
     own.map_or(end, |own| own.min(end)).to_string()
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -12,10 +12,12 @@ mod firehose_streams;
 mod hec;
 mod members;
 mod noted;
+mod otlp;
 mod outcomes;
 mod path;
 mod posthog;
 mod segment;
+mod snowplow;
 mod telemetry;
 mod track;
 mod whole;
@@ -49,6 +51,8 @@ pub const PROTOCOLS: &[Protocol] = &[
     posthog::PROTOCOL,
     firehose::PROTOCOL,
     firehose_http::PROTOCOL,
+    snowplow::PROTOCOL,
+    otlp::PROTOCOL,
 ];
 
 /// Every kind of request that brings no events, but needs a key and its body.

@@ -123,8 +123,9 @@ pub fn build(
         let Some(row) = rows.rows.get(*index as usize) else { continue };
         match body.push(row, rows) {
             Ok(()) => {
-                own.push(row, rows);
-                hash.row(row, rows.heads);
+                let event_id = row.event_id(rows.heads);
+                own.push(row, rows, &event_id);
+                hash.row_called(row, rows.heads, &event_id);
             }
             Err(cause) => guilty.push((*index as usize, cause)),
         }
@@ -177,8 +178,8 @@ impl Own {
         }
     }
 
-    fn push(&mut self, row: &Row<'_>, rows: &LaneRows<'_>) {
-        self.event_id.push_text(&row.event_id(rows.heads));
+    fn push(&mut self, row: &Row<'_>, rows: &LaneRows<'_>, event_id: &str) {
+        self.event_id.push_text(event_id);
         self.event_time.push_i64(row.event_time.0);
         self.received_at.push_i64(row.received_at(rows.heads).0);
         self.log_id.push_text(rows.log_id);
