@@ -29,7 +29,7 @@ use super::{
     login::{self, Coming},
     over,
     problem::Problem,
-    protocol::{self, Asked, Call, Noted, Outcomes, Protocol, Sorted, Tells},
+    protocol::{self, Call, Noted, Outcomes, Protocol, Sorted, Tells},
     routing::{self, Next},
     turns::Turns,
     work::{Done, Packed, Work},
@@ -309,15 +309,9 @@ async fn respond(
     let types = exchange.account.as_ref().map(Account::types);
     let received_at = shared.clock.now();
     if let Some(question) = protocol::question(protocol, parts) {
-        if coding != Coding::Identity {
-            let detail = "this is taken without a content coding";
-            return Err(Refusal::problem(Problem::CONTENT_CODING, detail));
-        }
-        // It was answered, and brought no events.
         drop(unread.count(received_at, Vec::new()));
         let known = types.as_ref().map(Types::names).unwrap_or_default();
-        let (call, allowed) = (exchange.call(), caller.event_types());
-        return Ok((question.answer)(&Asked { call, body: &bytes, allowed, known }));
+        return question.ask(exchange.call(), (&bytes, coding), caller.event_types(), known);
     }
     let work = Work {
         parts: Arc::clone(parts),

@@ -29,6 +29,7 @@ use tidegate_event::{EventType, Reason};
 
 use super::{
     answer::{Answer, Refusal},
+    coding::Coding,
     cors::Cors,
     credentials::Carrier,
     problem::Problem,
@@ -77,6 +78,23 @@ pub(super) struct Asked<'a> {
     pub allowed: Option<&'a [String]>,
     /// Those that the tenant has sent, as far as this server knows.
     pub known: Vec<EventType>,
+}
+
+impl Question {
+    /// The answer to a request that is there whole.
+    pub(super) fn ask(
+        &self,
+        call: Call<'_>,
+        (body, coding): (&[u8], Coding),
+        allowed: Option<&[String]>,
+        known: Vec<EventType>,
+    ) -> Result<Answer, Refusal> {
+        if coding != Coding::Identity {
+            let detail = "this is taken without a content coding";
+            return Err(Refusal::problem(Problem::CONTENT_CODING, detail));
+        }
+        Ok((self.answer)(&Asked { call, body, allowed, known }))
+    }
 }
 
 /// What answers a request that brings no events.
