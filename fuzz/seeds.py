@@ -251,6 +251,12 @@ def protocols():
     seed("protocols", b"\5", '{"writeKey":"k","userId":"u"}')
     event = '{"event":"a","uuid":"u-1","timestamp":"2026-03-01T12:00:00Z","properties":{"n":1}}'
     seed("protocols", b"\6", '{"batch":[%s],"api_key":"k"}' % event)
+    record = "eyJldmVudF9pZCI6IngifXsiYiI6Mn0KbmV4dAp7fQ=="
+    seed("protocols", b"\10", '{"requestId":"r","timestamp":1,"records":[{"data":"%s"},{"data":""}]}' % record)
+    seed("protocols", b"\11", '{"DeliveryStreamName":"s","Records":[{"Data":"%s"}]}' % record)
+    scope = "20150830/us-east-1/firehose/aws4_request"
+    claims = "Credential=TGX/%s, SignedHeaders=host;x-amz-date, Signature=%s" % (scope, "0" * 64)
+    seed("protocols", b"\11", claims + "\n20150830T123600Z\n/a/../b?c=%20&d")
     seed("protocols", b"\7", '{"token":"k","event":"b","api_key":"k"}')
 
 

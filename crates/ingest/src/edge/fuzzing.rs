@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderMap, request::Parts};
+use sha2::Digest;
 use tidegate_event::{EncodedBatch, EventType, ReceivedAt};
 
 use super::{
@@ -77,6 +78,15 @@ pub fn too_large(parts: &Parts, limits: &Limits) -> Option<String> {
 pub fn serving(parts: &Parts) -> Option<&'static Protocol> {
     let Routed::Protocols(all) = route(&parts.method, parts.uri.path()) else { return None };
     all.into_iter().find(|protocol| (protocol.takes)(parts))
+}
+
+/// True where `claims` are a signature by `secret` over this head and an empty body.
+#[must_use]
+pub fn is_signed(parts: &Parts, claims: &str, secret: &[u8]) -> bool {
+    let Ok(claim) = super::sigv4::Claim::of(parts, claims, "firehose") else { return false };
+    let empty = sha2::Sha256::digest(b"").into();
+    let _ = claim.check(ReceivedAt(1_772_323_200_000_000));
+    claim.verify(parts, secret, &empty).is_ok()
 }
 
 /// A sane `X-Request-Id`.

@@ -25,6 +25,7 @@ pub mod protocol;
 mod request;
 mod routing;
 mod server;
+mod sigv4;
 mod tls;
 pub(crate) mod turns;
 mod work;

@@ -29,7 +29,7 @@ use super::{
     login::{self, Coming},
     over,
     problem::Problem,
-    protocol::{self, Call, Outcomes, Protocol, Sorted, Tells, naming::Naming},
+    protocol::{self, Call, Noted, Outcomes, Protocol, Sorted, Tells, naming::Naming},
     routing::{self, Next},
     turns::Turns,
     work::{Done, Packed, Work},
@@ -40,7 +40,7 @@ use crate::{
     clock::Clock,
     faults::{self, Bug, Point, planted},
     metrics,
-    quota::{Account, Admitted, Quotas},
+    quota::{Account, Admitted, Quotas, Types},
     shed::{Pressure, ShedReason},
     tenants::{Caller, Tenants},
     writer::AppendError,
@@ -57,6 +57,8 @@ pub(super) struct Shared {
     pub budget: Arc<Budget>,
     /// For bodies that are read before anybody is known.
     pub early: Arc<Budget>,
+    /// For bodies that are read before the signature over them is checked.
+    pub unproven: Arc<Budget>,
     /// Whose it is what comes without a key, by protocol.
     pub open: BTreeMap<String, TenantId>,
     /// What names the types of events, by protocol.
@@ -151,12 +153,14 @@ pub(super) async fn serve(
     let _leave = (!shared.draining.load(Ordering::SeqCst)).then(|| Leave::enter(&shared));
     let started = Instant::now();
     let (mut parts, body) = request.into_parts();
+    let now = shared.clock.now();
     let path_key = keyed::take(&mut parts);
     if !shared.event_types.is_empty() {
         parts.extensions.insert(Naming(Arc::clone(&shared.event_types)));
     }
+    Noted::begin(&mut parts, now);
     let parts = Arc::new(parts);
-    let base_id = new_id(shared.clock.now());
+    let base_id = new_id(now);
     let request_id = match head::request_id(&parts.headers) {
         Some(id) => id.to_owned(),
         None => base_id.to_string(),
@@ -287,7 +291,7 @@ async fn respond(
     let shown = (&exchange.busy, exchange.path_key.as_ref());
     let (caller, coming) = login::caller(shared, parts, first, body, shown).await?;
     exchange.busy.is_known(&caller.tenant.id);
-    exchange.unread &= matches!(coming, Coming::Unread(_));
+    exchange.unread &= !matches!(coming, Coming::Read(_));
     let declared = coming.length().or(declared);
     // From here on no way out, not even a client that hangs up, leaves nothing in the books.
     let mut unread = shared.books.unread(&caller.tenant.id, declared);
@@ -309,6 +313,11 @@ async fn respond(
     admitted.read(length);
     let types = exchange.account.as_ref().map(Account::types);
     let received_at = shared.clock.now();
+    if let Some(question) = protocol::question(protocol, parts) {
+        drop(unread.count(received_at, Vec::new()));
+        let known = types.as_ref().map(Types::names).unwrap_or_default();
+        return question.ask(exchange.call(), (&bytes, coding), caller.event_types(), known);
+    }
     let work = Work {
         parts: Arc::clone(parts),
         body: bytes,
@@ -347,6 +356,12 @@ async fn receive(
             }
             Ok((bytes, permit, coding, length))
         }
+        Coming::Signed(body, hash) => {
+            let unread = receive(shared, Coming::Unread(body), coding, share, exchange);
+            let received = Box::pin(unread).await?;
+            login::signed::check(&received.0, &hash).await?;
+            Ok(received)
+        }
         Coming::Read(early) => {
             // From what nobody is known by to what the tenant may hold.
             let held = share.try_take(early.permit.bytes());
@@ -364,7 +379,7 @@ async fn pass_over(
     exchange: &mut Exchange,
     refusal: &Refusal,
 ) {
-    let Coming::Unread(body) = coming else { return };
+    let (Coming::Unread(body) | Coming::Signed(body, _)) = coming else { return };
     if exchange.unread && over::may_pass(refusal, exchange.passes_over) {
         let (busy, multiplexed) = (&exchange.busy, exchange.parts.version == Version::HTTP_2);
         let refused = over::Refused { body, busy, share, multiplexed };
