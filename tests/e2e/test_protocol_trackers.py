@@ -38,7 +38,8 @@ each_client = pytest.mark.parametrize("client", CLIENTS, ids=lambda client: clie
 
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory):
-    rig = Rig(tmp_path_factory.mktemp("trackers"), CLIENTS)
+    # Without grace, so that each of them meets 429.
+    rig = Rig(tmp_path_factory.mktemp("trackers"), CLIENTS, edge='[edge.grace]\nbytes = "0"')
     yield rig
     rig.end()
 
@@ -136,3 +137,15 @@ def test_a_page_that_sends_cookies_may_read_the_answer(rig):
     answer = http("POST", f"{rig.server.url}/com.snowplowanalytics.snowplow/tp2", b"{}", {"Origin": "https://shop.example"})
     assert answer.status == 401 and answer.headers["Access-Control-Allow-Credentials"] == "true"
     assert answer.headers["Access-Control-Allow-Origin"] == "https://shop.example"
+
+
+def test_a_client_that_never_sends_again_loses_nothing_within_its_grace(make_server):
+    server = make_server().start()
+    key = server.ctl("tenant", "add", "acme", "--events-per-day", 1)["key"]
+    names = some_names(5)
+    assert clients.loki(server.url, key, names) == set(names)
+    server.settle()
+    assert sorted(line(row)["name"] for row in server.rows("loki", "acme")) == sorted(names)
+    graced = server.ctl("status")["grace"]["acme"]
+    assert graced["requests"] == 4 and graced["bytes"] > 0
+    assert f'tidegate_grace_requests_total{{tenant="acme"}} {graced["requests"]}' in http("GET", f"{server.admin}/metrics").body.decode()
