@@ -59,8 +59,8 @@ each_client = pytest.mark.parametrize("client", CLIENTS, ids=lambda client: clie
 class Rig:
     """One server that takes events, one that takes only small bodies, one that has nobody behind it."""
 
-    def __init__(self, folder, clients=CLIENTS):
-        self.server = Server(folder / "server", flush_age="200ms").start()
+    def __init__(self, folder, clients=CLIENTS, edge=""):
+        self.server = Server(folder / "server", flush_age="200ms", edge=edge).start()
         self.key = self.server.add_tenant()
         # Two events at once, and two a second.
         self.slow_keys = {client.name: self.slow_key(client) for client in clients}

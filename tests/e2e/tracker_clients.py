@@ -100,7 +100,7 @@ def rudderstack(url, key, names):
 
     failed = set()
     client = Client(
-        key, host=url, gzip=True, max_retries=3, upload_interval=0.05,
+        key, host=url, gzip=True, max_retries=6, upload_interval=0.05,
         on_error=lambda error, items: failed.update(item["messageId"] for item in items),
     )  # fmt: skip
     for name in names:

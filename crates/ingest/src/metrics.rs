@@ -77,6 +77,10 @@ counter! {
     requests(protocol, status) = "tidegate_edge_requests_total";
     #[doc = "Requests refused on purpose, by reason."]
     shed_requests(reason) = "tidegate_edge_shed_requests_total";
+    #[doc = "Requests taken over the quota of clients that never send again, by tenant."]
+    grace_requests(tenant) = "tidegate_grace_requests_total";
+    #[doc = "Bytes of their bodies, by tenant."]
+    grace_bytes(tenant) = "tidegate_grace_bytes_total";
     #[doc = "Times that no leases of shared quotas could be had."]
     quota_store_failures() = "tidegate_quota_store_failures_total";
     #[doc = "Bytes appended to the log, frames' heads included."]

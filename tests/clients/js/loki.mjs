@@ -4,7 +4,7 @@ import LokiTransport from "winston-loki";
 import { sleep, task, tell } from "./program.mjs";
 
 const { url, key, names, data, json } = await task();
-let failures = 0;
+let patience = 0;
 const transport = new LokiTransport({
   host: url,
   basicAuth: `shop:${key}`,
@@ -13,11 +13,11 @@ const transport = new LokiTransport({
   interval: 0.05,
   gracefulShutdown: false,
   format: winston.format.printf(({ message }) => message),
-  onConnectionError: () => failures++,
+  onConnectionError: ({ statusCode }) => (patience = statusCode === 429 ? 4500 : 500),
 });
 const logger = winston.createLogger({ transports: [transport] });
 for (const name of names) logger.info(JSON.stringify({ ...data, name }), { trace: "7" });
 await sleep(500);
-if (failures) await sleep(3000);
+await sleep(patience);
 await new Promise((resolve) => transport.batcher.close(resolve));
 tell(transport.batcher.batch.streams.length ? [] : names);

@@ -4,7 +4,7 @@ import { task, tell } from "./program.mjs";
 
 const { url, key, names, data } = await task();
 let failed = false;
-const client = new PostHog(key, { host: url, flushAt: names.length, flushInterval: 50, fetchRetryDelay: 300 });
+const client = new PostHog(key, { host: url, flushAt: names.length, flushInterval: 50, fetchRetryDelay: 1500 });
 client.on("error", () => (failed = true));
 for (const name of names) client.capture({ distinctId: "user-1", event: "signed up", properties: { ...data, name } });
 try {

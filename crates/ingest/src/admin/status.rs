@@ -129,6 +129,7 @@ pub(super) async fn status(State(pipeline): State<Shared>) -> Json<Value> {
         "sinks": pipeline.sinks.status(),
         "books": { "difference": difference, "in_flight": in_flight, "gaps": pipeline.books_gaps().count },
         "quota": pipeline.quotas.standing(),
+        "grace": pipeline.quotas.grace().taken(),
         "dedup": pipeline.writers.dedup(),
     }))
 }

@@ -131,7 +131,8 @@ fn no_stray_lists(table: &Table) -> Result<(), String> {
                 Value::Array(_)
                     if path != "sink.filter."
                         && !(path == "hop." && matches!(&**name, "normalizers" | "writers"))
-                        && !(path == "edge." && name == "also_listen") =>
+                        && !(path == "edge." && name == "also_listen")
+                        && !(path == "edge.grace." && name == "protocols") =>
                 {
                     return Err(format!("{path}{name} is no list"));
                 }
@@ -282,6 +283,11 @@ fn keyless_faults(edge: &EdgeConfig) -> Vec<String> {
         faults.push("edge.limits.unauthenticated_bytes: at least 1, at most 4MiB".to_owned());
     }
     faults.extend(naming::faults(&edge.event_types));
+    for name in &edge.grace.protocols {
+        if !PROTOCOLS.iter().any(|protocol| protocol.name == name) {
+            faults.push(format!("edge.grace.protocols: {name:?} is no protocol"));
+        }
+    }
     for name in edge.open.keys() {
         let mut protocols = PROTOCOLS.iter();
         if !protocols.any(|protocol| protocol.name == name && protocol.login.may_be_open) {
@@ -409,6 +415,7 @@ mod tests {
             ("[edge]\nlisten = \"here\"", "edge.listen"),
             ("[edge]\nalso_listen = [\"127.0.0.1:0\", \"here\"]", "edge.also_listen"),
             ("[edge.open]\nevents = \"acme\"", "edge.open.events"),
+            ("[edge.grace]\nprotocols = [\"x\"]", "edge.grace.protocols"),
             ("[edge.event_types]\nhec = \"time\"", "edge.event_types.hec"),
             ("[edge.event_types]\nsegment = \"type\"", "edge.event_types.segment"),
             ("[edge.limits]\nunauthenticated_bytes = 0", "edge.limits.unauthenticated_bytes"),

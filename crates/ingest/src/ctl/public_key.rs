@@ -18,7 +18,7 @@ pub(super) struct PublicKeyArgs {
     /// Which tenant
     #[arg(value_parser = tenant_name)]
     tenant: String,
-    /// Pages of this origin may use it, https://shop.example; may be given more than once; all if not
+    /// Pages of this origin may use it; may be given more than once; all if not
     #[arg(long = "origin", value_name = "ORIGIN")]
     origins: Vec<String>,
     /// It may send this event type; may be given more than once; all if not

@@ -35,7 +35,10 @@ use std::{collections::BTreeMap, path::PathBuf};
 use serde::{Deserialize, Serialize};
 use tidegate_event::TenantId;
 
-use crate::config::{Size, Span};
+use crate::{
+    config::{Size, Span},
+    quota::GraceConfig,
+};
 
 pub use away::{Answered, Away, Behind, Keep};
 pub(crate) use server::{CONNECTION_BYTES, TLS_CONNECTION_BYTES};
@@ -64,6 +67,8 @@ pub struct EdgeConfig {
     pub open: BTreeMap<String, TenantId>,
     /// `[edge.event_types]`: by protocol, what names the types of its events.
     pub event_types: BTreeMap<String, String>,
+    /// `[edge.grace]`
+    pub grace: GraceConfig,
 }
 
 impl Default for EdgeConfig {
@@ -77,6 +82,7 @@ impl Default for EdgeConfig {
             timeouts: Timeouts::default(),
             open: BTreeMap::new(),
             event_types: BTreeMap::new(),
+            grace: GraceConfig::default(),
         }
     }
 }

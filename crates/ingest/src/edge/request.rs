@@ -425,9 +425,14 @@ fn gate(
     };
     room.map_err(not_appended)?;
     let line = exchange.busy.line(exchange.passes_over);
-    let admitted = account
-        .admit(declared, line, exchange.busy.patience())
-        .map_err(|refused| Refusal::over_quota(&refused))?;
+    let patience = exchange.busy.patience();
+    let admitted = match account.admit(declared, line, patience) {
+        Ok(admitted) => admitted,
+        Err(refused) => {
+            let graced = taker.and_then(|taker| account.graced(taker.name, declared, patience));
+            graced.ok_or_else(|| Refusal::over_quota(&refused))?
+        }
+    };
     let Some(protocol) = taker else { return Err(wrong_media_type(parts, candidates)) };
     exchange.protocol = Some(protocol);
     let coding = coding_of(parts)?;
@@ -538,6 +543,7 @@ async fn settle(
     let Exchange { account, busy, .. } = exchange;
     if let Some(account) = account
         && let Err(refused) = admitted.settle(&received, account, busy.line(true), busy.patience())
+        && account.graced(protocol.name, Some(bytes), busy.patience()).is_none()
     {
         entry.shed(refused.reason);
         return Err(Refusal::over_quota(&refused));

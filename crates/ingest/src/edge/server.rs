@@ -165,6 +165,7 @@ pub async fn bind(parts: EdgeParts) -> Result<Edge, EdgeError> {
     let bytes = if tls.is_some() { TLS_CONNECTION_BYTES } else { CONNECTION_BYTES };
     let door = Door::new(places, bytes, Arc::clone(&budget));
     let http = http(&config.limits);
+    quotas.grace().set(&config.grace);
     let shared = Arc::new(Shared {
         limits: Arc::new(config.limits),
         timeouts: config.timeouts,

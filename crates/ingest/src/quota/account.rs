@@ -11,7 +11,7 @@ use http::HeaderMap;
 use tidegate_event::{EventType, TenantId};
 
 use super::{
-    Time,
+    Grace, Time,
     day::Usage,
     limits::{Levels, Limits},
     state::{Ask, Claim, Key, Refusal, State},
@@ -23,6 +23,7 @@ use crate::{shed::ShedReason, tenants::Tenant};
 pub(super) struct Entry {
     pub tenant: TenantId,
     pub time: Arc<Time>,
+    grace: Arc<Grace>,
     pub limits: ArcSwap<Limits>,
     pub state: Mutex<State>,
     known: Mutex<HashSet<EventType>>,
@@ -33,10 +34,15 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Entry {
-    pub(super) fn new(tenant: &Arc<Tenant>, time: Arc<Time>, state: State) -> Self {
+    pub(super) fn new(
+        tenant: &Arc<Tenant>,
+        (time, grace): (Arc<Time>, Arc<Grace>),
+        state: State,
+    ) -> Self {
         Self {
             tenant: tenant.id.clone(),
             time,
+            grace,
             limits: ArcSwap::from_pointee(Limits::of(tenant)),
             state: Mutex::new(state),
             known: Mutex::default(),
@@ -196,6 +202,36 @@ impl Account {
             }
             Err(refusal) => Err(patience.refused(&self.entry, refusal, now)),
         }
+    }
+
+    /// Takes a request that was refused, where the tenant has grace left: nothing is charged, and its
+    /// connection counts as served. `bytes`: what it declared, or has.
+    pub fn graced(
+        &self,
+        protocol: &str,
+        bytes: Option<u64>,
+        patience: &Mutex<Patience>,
+    ) -> Option<Admitted> {
+        let (now, declared) = (self.entry.time.now(), bytes?);
+        if !self.entry.grace.takes(&self.entry.tenant, protocol, declared, now) {
+            return None;
+        }
+        let promise = {
+            let mut patience = lock(patience);
+            patience.served();
+            patience.promise.take()
+        };
+        // It locks the tenant's state.
+        drop(promise);
+        Some(Admitted {
+            entry: Arc::clone(&self.entry),
+            limits: Arc::clone(&self.limits),
+            claim: None,
+            declared: bytes,
+            day: self.entry.time.moment().day,
+            bytes: declared,
+            reading: false,
+        })
     }
 
     /// Which event types the tenant may name.

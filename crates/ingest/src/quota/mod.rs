@@ -7,6 +7,7 @@
 //! | `day` | what was used of a UTC day |
 //! | `state` | all of one tenant: what is admitted, settled, promised. Pure |
 //! | `account` | the same behind one lock, for the edge |
+//! | `grace` | a little over the quota, for clients that never send again |
 //! | `fleet`, `lease.lua` | leases of a quota that several edges share, through Redis |
 
 mod account;
@@ -14,6 +15,7 @@ mod bucket;
 mod config;
 mod day;
 mod fleet;
+mod grace;
 mod limits;
 mod state;
 #[cfg(test)]
@@ -32,6 +34,7 @@ pub use account::{Account, Admitted, Line, Patience, Refused, Types};
 pub use config::QuotaStoreConfig;
 pub use day::Usage;
 pub use fleet::{Fleet, FleetError, Mode, Standing, open};
+pub use grace::{Grace, GraceConfig, Graced};
 
 use crate::{
     clock::Clock,
@@ -78,6 +81,7 @@ pub struct Quotas {
     /// Tells the fleet of an account that has no lease yet.
     made: tokio::sync::Notify,
     standing: Mutex<Standing>,
+    grace: Arc<Grace>,
 }
 
 impl Quotas {
@@ -94,6 +98,7 @@ impl Quotas {
             feed: Mutex::new(feed),
             made: tokio::sync::Notify::new(),
             standing: Mutex::new(standing),
+            grace: Arc::default(),
         })
     }
 
@@ -105,6 +110,12 @@ impl Quotas {
         Account::new(entry, limits)
     }
 
+    /// What is taken over the quotas.
+    #[must_use]
+    pub fn grace(&self) -> &Grace {
+        &self.grace
+    }
+
     fn entry(&self, tenant: &Arc<Tenant>) -> Arc<Entry> {
         if let Some(entry) = self.entries.load().get(&tenant.id) {
             return Arc::clone(entry);
@@ -112,7 +123,8 @@ impl Quotas {
         // Whoever changes what feeds accounts holds this meanwhile: none is made behind its back.
         let feed = lock(&self.feed);
         let state = State::fed_by(*feed);
-        let made = Arc::new(Entry::new(tenant, Arc::clone(&self.time), state));
+        let made =
+            Arc::new(Entry::new(tenant, (Arc::clone(&self.time), Arc::clone(&self.grace)), state));
         self.entries.rcu(|entries| {
             let mut entries = HashMap::clone(entries);
             entries.entry(tenant.id.clone()).or_insert_with(|| Arc::clone(&made));

@@ -89,3 +89,25 @@ async fn without_a_key_nothing_comes_in_where_no_tenant_is_configured() {
     assert!(server.kept().is_empty());
     server.is_balanced().await;
 }
+
+#[tokio::test]
+async fn over_its_quota_a_tenant_has_a_little_grace_by_protocols_whose_clients_never_come_again() {
+    let server = start_with(|setup| {
+        setup.quota.events_per_day = Some(1);
+        setup.config.grace.bytes = tidegate_ingest::config::Size(150);
+        setup.config.grace.refill = tidegate_ingest::config::Span::seconds(86_400);
+    })
+    .await;
+    let key = format!("Authorization: Bearer {}\r\nContent-Type: application/json\r\n", server.key);
+    let push = r#"{"streams":[{"stream":{},"values":[["1","x"]]}]}"#;
+    let mut answered = Vec::new();
+    for _ in 0..6 {
+        answered.push(ask(&server, "POST /loki/api/v1/push", &key, push).await.status);
+    }
+    // One within the quota, and three of 48 bytes over it.
+    assert_eq!(answered, [204, 204, 204, 204, 429, 429]);
+    let event = ask(&server, "POST /v1/events?event_type=t", &key, "{}").await;
+    assert_eq!(event.status, 429, "others have none");
+    assert_eq!(server.kept().len(), 4);
+    server.is_balanced().await;
+}
