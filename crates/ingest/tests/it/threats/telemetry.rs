@@ -298,7 +298,9 @@ fn key_in_paths(server: &Server, ask: &dyn Fn(&str, &str, &[u8]) -> Answer) -> S
     assert_eq!(status("POST", "/v1/batch", b"{\"batch\":[{\"type\":\"page\"}]}"), 200);
     assert_eq!(status("POST", "/v1/batch", b"nonsense"), 400);
     assert_eq!(status("POST", "/services/collector", b"{}"), 403);
-    for rest in ["", "/", "/nowhere", "?a=/b", "//v1/batch"] {
+    // Firehose's API, which knows no key but by a signature.
+    assert_eq!(status("POST", "/", b"{}"), 403);
+    for rest in ["", "/nowhere", "?a=/b", "//v1/batch"] {
         assert_eq!(status("POST", rest, b"{}"), 404, "{rest}");
     }
     http2_request(server, &key, &format!("/k/{key}/v3/send/x"));
