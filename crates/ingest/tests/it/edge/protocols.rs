@@ -19,6 +19,12 @@ const EVENTS: &[(&str, &str, &str, &str)] = &[
     ("hec", "/services/collector", r#"{"event":{"a":1}}"#, r#"{"text":"Success","code":0}"#),
     ("segment", "/v1/batch", r#"{"batch":[{"type":"track","a":1}]}"#, r#"{"success":true}"#),
     ("posthog", "/batch/", r#"{"batch":[{"event":"x","a":1}]}"#, r#"{"status":1}"#),
+    (
+        "otlp",
+        "/v1/logs",
+        r#"{"resourceLogs":[{"scopeLogs":[{"logRecords":[{"flags":1}]}]}]}"#,
+        "{}",
+    ),
 ];
 
 async fn send(server: &Server, path: &str, headers: &str, body: &str) -> Reply {
@@ -80,6 +86,9 @@ async fn overload_is_said_with_the_time_to_come_again_and_in_the_protocols_words
         if *name == "hec" {
             assert_eq!(reply.body["code"], 9);
             assert_eq!(reply.body["text"], "Server is busy");
+        } else if *name == "otlp" {
+            assert_eq!(reply.body["code"], 14);
+            assert_eq!(reply.body["details"][0]["retryDelay"], format!("{after}s"));
         } else {
             assert_eq!(reply.body["code"], "log_full", "{name}: {reply:?}");
         }
