@@ -283,6 +283,48 @@ def trackers():
     seed("trackers", b"\4", b"\x0a\x00a\x22\x01")
 
 
+def otlp():
+    """The first byte: which signal (logs, spans, metrics), and in threes which form (protobuf, JSON, not said)."""
+
+    def field(number, value):
+        if isinstance(value, int):
+            return bytes([number << 3, value])
+        if isinstance(value, float):
+            return bytes([number << 3 | 1]) + struct.pack("<d", value)
+        value = value.encode() if isinstance(value, str) else value
+        return bytes([number << 3 | 2, len(value)]) + value
+
+    def time(number):
+        return bytes([number << 3 | 1]) + struct.pack("<Q", 1772366400123456789)
+
+    anys = [field(1, "naïve"), field(2, 1), field(3, 7), field(4, 0.5), field(7, b"\0\xff"), b""]
+    anys += [field(5, field(1, anys[0]) + field(1, anys[2])), field(6, field(1, field(1, "k") + field(2, anys[3])))]
+    attributes = [field(1, f"a{n}") + field(2, value) for n, value in enumerate(anys)]
+    log = time(1) + time(11) + field(2, 9) + field(3, "INFO") + field(5, anys[0]) + b"".join(field(6, a) for a in attributes)
+    span = field(1, bytes(16)) + field(2, bytes(8)) + field(5, "GET") + field(6, 2) + time(7) + time(8) + field(9, attributes[0])
+    span += field(11, time(1) + field(2, "e") + field(3, attributes[2])) + field(13, field(1, bytes(16))) + field(15, field(3, 2))
+    number = time(3) + field(7, attributes[0]) + field(5, time(2) + field(3, 0.5) + field(7, attributes[1]))
+    histogram = time(3) + bytes([4 << 3 | 1]) + struct.pack("<Q", 2) + field(5, 0.5) + field(6, struct.pack("<QQ", 1, 1)) + field(7, struct.pack("<d", 1.5))
+    exponential = time(3) + field(6, 3) + field(8, field(1, 3) + field(2, b"\1\2")) + field(14, 0.5)
+    summary = time(3) + field(5, 1.5) + field(6, field(1, 0.5) + field(2, 2.5))
+    kinds = [(5, number + field(4, 0.5)), (7, number), (9, histogram), (10, exponential), (11, summary)]
+    metrics = [field(1, "m") + field(3, "s") + field(kind, field(1, point)) for kind, point in kinds]
+    resource, scope = field(1, field(1, field(1, "service.name") + field(2, anys[0]))), field(1, field(1, "lib"))
+    for signal, items in enumerate([[log, log], [span], metrics]):
+        for item in items:
+            part = scope + b"\x12" + varint(len(item)) + item + field(3, "u")
+            group = resource + b"\x12" + varint(len(part)) + part
+            seed("otlp", bytes([signal]), b"\x0a" + varint(len(group)) + group)
+        name = ("logs", "traces", "metrics")[signal]
+        text = json.dumps(json.loads((REPOSITORY / "tests" / "data" / "otlp" / f"{name}.json").read_text()), ensure_ascii=False)
+        seed("otlp", bytes([3 + signal]), text)
+        seed("otlp", bytes([6 + signal]), text)
+
+
+def varint(number):
+    return bytes([number]) if number < 0x80 else bytes([number & 0x7F | 0x80]) + varint(number >> 7)
+
+
 def lake():
     names = ("acme\0Page.View-1\0", struct.pack("<I", 10_490_000), b"\0\3\0", struct.pack("<QQ", 10, 19))
     seed("lake", b"\1\0", *names, *names)
@@ -296,6 +338,6 @@ def lake():
         seed("lake", b"\2", b"\n".join(bytes([kind]) + text.encode() for text in EVENTS[:14]))
 
 
-for make in (codings, bodies, protocols, trackers, events, requests, batches, hops, recovery, small_files, config, schemas, units, lake):
+for make in (codings, bodies, protocols, trackers, otlp, events, requests, batches, hops, recovery, small_files, config, schemas, units, lake):
     make()
 print(f"{sum(COUNTS.values())} seeds of {len(COUNTS)} targets in {ROOT}")

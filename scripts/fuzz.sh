@@ -29,7 +29,7 @@ mkdir -p fuzz/target/runs
 
 dictionary() { # dictionary TARGET
   case $1 in
-    bodies | protocols | events | requests | lake) echo "-dict=fuzz/dictionaries/json.dict" ;;
+    bodies | protocols | otlp | events | requests | lake) echo "-dict=fuzz/dictionaries/json.dict" ;;
     schemas | config | units) echo "-dict=fuzz/dictionaries/$1.dict" ;;
   esac
 }

@@ -27,6 +27,12 @@ const EVENTS: &[(&str, &str, &str, &str)] = &[
         "null",
     ),
     ("loki", "/loki/api/v1/push", r#"{"streams":[{"stream":{},"values":[["1","x"]]}]}"#, "null"),
+    (
+        "otlp",
+        "/v1/logs",
+        r#"{"resourceLogs":[{"scopeLogs":[{"logRecords":[{"flags":1}]}]}]}"#,
+        "{}",
+    ),
 ];
 
 async fn send(server: &Server, path: &str, headers: &str, body: &str) -> Reply {
@@ -91,6 +97,9 @@ async fn overload_is_said_with_the_time_to_come_again_and_in_the_protocols_words
             assert_eq!(reply.body["text"], "Server is busy");
         } else if *name == "loki" {
             assert_eq!(reply.header("content-type"), Some("text/plain; charset=utf-8"));
+        } else if *name == "otlp" {
+            assert_eq!(reply.body["code"], 14);
+            assert_eq!(reply.body["details"][0]["retryDelay"], format!("{after}s"));
         } else {
             assert_eq!(reply.body["code"], "log_full", "{name}: {reply:?}");
         }

@@ -55,7 +55,7 @@ pub(super) const PROTOCOL: Protocol = Protocol {
         challenge: "Bearer realm=\"tidegate\"",
     },
     cors: Some(Cors { credentials: false }),
-    media_types: "application/x-protobuf, application/json; at the paths of gRPC application/grpc over HTTP/2",
+    media_types: "application/x-protobuf, application/json, application/grpc",
     takes: |parts| grpc::is_grpc(parts) == is_service(parts),
     only_type: |parts| Some(signal(parts).event_type.to_owned()),
     decode,
