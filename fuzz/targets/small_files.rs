@@ -173,7 +173,8 @@ fn key(bytes: &[u8]) {
         whole.push(char::from(digits[(rest % 62) as usize]));
         rest /= 62;
     }
-    let formed = text.strip_prefix("tgk_").and_then(|rest| rest.split_once('_')).is_some_and(
+    let rest = text.strip_prefix("tgk_").or_else(|| text.strip_prefix("tgp_"));
+    let formed = rest.and_then(|rest| rest.split_once('_')).is_some_and(
         |(id, secret)| {
             let plain = |part: &str| part.bytes().all(|b| b.is_ascii_alphanumeric());
             id.len() == 12 && secret.len() == 43 && plain(id) && plain(secret)

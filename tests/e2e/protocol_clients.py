@@ -16,8 +16,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
 import requests
+from harness import REPOSITORY
 from requests.adapters import HTTPAdapter
 from urllib3.util.retry import Retry
+
+# The programs that send by a client for JavaScript, with their packages.
+PROGRAMS = REPOSITORY / "tests" / "clients" / "js"
 
 # What every event carries beside its name: numbers as they are, unicode, what is empty and what is nested.
 DATA = {"amount": 12.5, "large": 9007199254740993, "note": "naïve 日本 😀", "empty": "", "items": [{"sku": "a", "count": 2}], "none": None}
@@ -69,13 +73,17 @@ def browser(url, key, names):
 
 
 def browser_answers(url, key, names):
-    program = chromium()
-    told, done = [], threading.Event()
     events = [{"name": name, **DATA} for name in names]
     authorization = f'"Authorization": "Bearer {key}"' if key else ""
     page = PAGE % {"events": json.dumps(events), "url": json.dumps(f"{url}/v3/send/browser"), "authorization": authorization}
     # A number that JavaScript cannot hold would be changed before it is sent.
-    page = page.replace("9007199254740993", "9007199254740991")
+    return in_chromium({"/": page.replace("9007199254740993", "9007199254740991")})
+
+
+def in_chromium(files):
+    """Opens the page `files["/"]` in headless Chromium; what it posts to `/told`, as JSON."""
+    program = chromium()
+    told, done = [], threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, *_):
@@ -83,13 +91,14 @@ def browser_answers(url, key, names):
 
         def answer(self, body):
             self.send_response(200)
-            self.send_header("Content-Type", "text/html; charset=utf-8")
+            kind = "text/javascript" if self.path.endswith(".js") else "text/html"
+            self.send_header("Content-Type", f"{kind}; charset=utf-8")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
 
         def do_GET(self):
-            self.answer(page.encode() if self.path == "/" else b"")
+            self.answer(files.get(self.path, "").encode())
 
         def do_POST(self):
             told.extend(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))

@@ -58,11 +58,11 @@ each_client = pytest.mark.parametrize("client", CLIENTS, ids=lambda client: clie
 class Rig:
     """One server that takes events, one that takes only small bodies, one that has nobody behind it."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, clients=CLIENTS):
         self.server = Server(folder / "server", flush_age="200ms").start()
         self.key = self.server.add_tenant()
         # Two events at once, and two a second.
-        self.slow_keys = {client.name: self.slow_key(client) for client in CLIENTS}
+        self.slow_keys = {client.name: self.slow_key(client) for client in clients}
         tenants = f'tenants_dir = "{self.server.data / "tenants"}"\n'
         small = '[edge.limits]\nbody_bytes = "100"\n'
         self.small = Server(folder / "small", edge=small, top=tenants).start()
@@ -228,6 +228,9 @@ def dev(tmp_path_factory):
 def run_example(dev, folder, language, text):
     text = text.replace("127.0.0.1:8080", f"127.0.0.1:{dev.port}").replace("port=8080", f"port={dev.port}")
     command = {"sh": ["bash", "-euo", "pipefail", "-c", text], "python": [sys.executable, "-c", text]}.get(language)
+    if language == "javascript":
+        command = ["node", "--input-type=module", "--eval", text]
+        folder = clients.PROGRAMS
     if language == "html":
         (folder / "page.html").write_text(text)
         command = [

@@ -109,6 +109,8 @@ fn api_routes() -> Router<Shared> {
         .route("/log/quarantine/{partition}/{offset}/bytes", routing::get(log::bytes))
         .route("/tenants", routing::get(tenants::list).post(tenants::add))
         .route("/tenants/{tenant}/rotate", routing::post(tenants::rotate))
+        .route("/tenants/{tenant}/public_keys", routing::post(tenants::add_public))
+        .route("/tenants/{tenant}/public_keys/{key}/revoke", routing::post(tenants::revoke_public))
         .route("/tenants/{tenant}/quota", routing::post(tenants::quota))
         .route("/tenants/{tenant}/disable", routing::post(tenants::disable))
         .route("/tenants/{tenant}/enable", routing::post(tenants::enable))

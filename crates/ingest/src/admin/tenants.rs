@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use tidegate_event::{EventType, TenantId};
 
 use super::{Problem, Shared, records::time_text};
-use crate::tenants::{ChangeError, NewTenant, Quota, Tenant, TypeQuota};
+use crate::tenants::{ChangeError, NewPublicKey, NewTenant, Quota, Tenant, TypeQuota};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -39,7 +39,7 @@ pub(super) struct Rotate {
 fn problem(error: ChangeError) -> Problem {
     let text = error.to_string();
     match error {
-        ChangeError::Missing(_) => Problem::not_found(text),
+        ChangeError::Missing(_) | ChangeError::NoSuchKey(..) => Problem::not_found(text),
         ChangeError::Exists(_) => Problem::conflict(text),
         ChangeError::Fault(_) => Problem::bad_request(text),
         ChangeError::Io(_) | ChangeError::Random(_) => Problem::internal(text),
@@ -56,6 +56,8 @@ fn shown(tenant: &Tenant) -> Value {
             "id": key.id,
             "not_after": key.not_after.map(time_text),
             "event_types": key.event_types,
+            "public": key.public.is_some(),
+            "origins": key.public,
         })
     };
     json!({
@@ -118,6 +120,36 @@ pub(super) async fn rotate(
     tracing::info!(%tenant, "key rotated");
     let expires = rotated.old_keys_expire_at.map(time_text);
     Ok(Json(json!({ "tenant": tenant, "key": rotated.key, "old_keys_expire_at": expires })))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AddPublic {
+    #[serde(default)]
+    origins: Vec<String>,
+    event_types: Option<Vec<String>>,
+}
+
+pub(super) async fn add_public(
+    State(pipeline): State<Shared>,
+    Path(tenant): Path<String>,
+    Json(add): Json<AddPublic>,
+) -> Result<Json<Value>, Problem> {
+    let tenant = named(&tenant)?;
+    let new = NewPublicKey { origins: add.origins, event_types: add.event_types };
+    let key = pipeline.tenants.add_public(&tenant, &new).map_err(problem)?;
+    tracing::info!(%tenant, key = key.id, "public key added");
+    Ok(Json(json!({ "tenant": tenant, "id": key.id, "key": key.text })))
+}
+
+pub(super) async fn revoke_public(
+    State(pipeline): State<Shared>,
+    Path((tenant, key)): Path<(String, String)>,
+) -> Result<Json<Value>, Problem> {
+    let tenant = named(&tenant)?;
+    pipeline.tenants.revoke_public(&tenant, &key).map_err(problem)?;
+    tracing::info!(%tenant, key, "public key revoked");
+    Ok(Json(json!({ "tenant": tenant, "id": key, "revoked": true })))
 }
 
 pub(super) async fn disable(

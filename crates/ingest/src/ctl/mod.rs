@@ -27,6 +27,7 @@ mod minutes;
 pub mod offsets;
 pub mod out;
 pub mod public;
+mod public_key;
 pub mod reload;
 pub mod replay;
 pub mod schema;

@@ -9,6 +9,7 @@ use super::{
     fault::{Fault, Verdict},
     human,
     out::{Tone, remark},
+    public_key::{self, PublicKeyArgs, RevokeArgs},
     table::Table,
     tail::tenant_name,
 };
@@ -91,6 +92,20 @@ Examples:
         #[arg(long, value_name = "SPAN")]
         expire_old_after: Option<Span>,
     },
+    /// Give a tenant a public key, for pages and apps
+    #[command(after_help = "\
+A public key only sends, by the protocols that pages may use, and may stand in a path: /k/KEY/v1/batch.
+Rotating leaves it as it is. Whoever reads it can send as the page does: let it send few types.
+
+Examples:
+  ingestctl tenant public-key acme --origin https://shop.example
+  ingestctl tenant public-key acme --event-type snowplow.page_view --event-type snowplow.page_ping")]
+    PublicKey(PublicKeyArgs),
+    /// Refuse a public key from now on
+    #[command(after_help = "\
+Examples:
+  ingestctl tenant revoke acme 0aB1cD2eF3gH")]
+    Revoke(RevokeArgs),
     /// Refuse all keys of a tenant from now on
     #[command(after_help = "\
 What was accepted stays and is delivered.
@@ -199,6 +214,8 @@ struct ListedKey {
     id: String,
     not_after: Option<String>,
     event_types: Option<Vec<String>>,
+    public: bool,
+    origins: Option<Vec<String>>,
 }
 
 /// Does what is asked.
@@ -218,6 +235,8 @@ pub async fn run(args: TenantArgs, context: &Context) -> Result<Verdict, Fault> 
             }
             new_key(context, &format!("{PATH}/{tenant}/rotate"), &Value::Object(body)).await
         }
+        TenantCommand::PublicKey(args) => public_key::add(&args, context).await,
+        TenantCommand::Revoke(args) => public_key::revoke(&args, context).await,
         TenantCommand::Disable { tenant } => switch(context, &tenant, "disable").await,
         TenantCommand::Enable { tenant } => switch(context, &tenant, "enable").await,
     }
@@ -415,6 +434,12 @@ impl Listed {
 impl ListedKey {
     fn shown(&self) -> String {
         let mut text = human::safe(&self.id);
+        if self.public {
+            let origins = self.origins.as_deref().filter(|origins| !origins.is_empty());
+            let pages =
+                origins.map_or(String::new(), |origins| format!(" for {}", origins.join(" ")));
+            text.push_str(&human::safe(&format!(" (public{pages})")));
+        }
         if let Some(at) = &self.not_after {
             text.push_str(&format!(" (until {})", human::safe(at)));
         }

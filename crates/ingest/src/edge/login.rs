@@ -11,6 +11,7 @@ use super::{
     coding::DecodeLimits,
     connection::Busy,
     credentials::{self, Credentials},
+    keyed::{self, PathKey},
     problem::Problem,
     protocol::Protocol,
     request::{Shared, coding_of, unreadable},
@@ -62,10 +63,14 @@ pub(super) async fn caller(
     parts: &Parts,
     protocol: &Protocol,
     body: Incoming,
-    busy: &Busy,
+    (busy, path_key): (&Busy, Option<&PathKey>),
 ) -> Result<(Caller, Coming), Refusal> {
-    match credentials::find(parts, protocol.login.carriers) {
-        Credentials::Key(key) => match known(shared, protocol, &key) {
+    if let Some(fault) = path_key.and_then(PathKey::fault) {
+        return Err(refused(protocol, Problem::KEY_INVALID, fault.to_owned()));
+    }
+    let found = credentials::find(parts, protocol.login.carriers);
+    match keyed::with_path(found, path_key) {
+        Credentials::Key(key) => match known(shared, parts, protocol, &key) {
             Ok(caller) => Ok((caller, Coming::Unread(body))),
             Err(refusal) => {
                 if planted(Bug::KeyAfterBody) {
@@ -84,7 +89,7 @@ pub(super) async fn caller(
                 let early = early(shared, parts, body).await?;
                 drop(receiving);
                 if let Some(key) = find(&early.bytes) {
-                    return Ok((known(shared, protocol, &key)?, Coming::Read(early)));
+                    return Ok((known(shared, parts, protocol, &key)?, Coming::Read(early)));
                 }
                 return Err(missing(protocol));
             }
@@ -96,13 +101,20 @@ pub(super) async fn caller(
     }
 }
 
-fn known(shared: &Shared, protocol: &Protocol, key: &str) -> Result<Caller, Refusal> {
-    shared.tenants.authenticate(key).map_err(|error| {
+fn known(
+    shared: &Shared,
+    parts: &Parts,
+    protocol: &Protocol,
+    key: &str,
+) -> Result<Caller, Refusal> {
+    let caller = shared.tenants.authenticate(key).map_err(|error| {
         // Whether it is unknown, expired or disabled is not for everybody to know.
         tracing::debug!(%error, "key refused");
         let detail = "the key is not known here, or is live no more";
         refused(protocol, Problem::KEY_INVALID, detail.to_owned())
-    })
+    })?;
+    keyed::allowed(parts, protocol, &caller)?;
+    Ok(caller)
 }
 
 /// The tenant to whom the configuration gives what comes without a key.

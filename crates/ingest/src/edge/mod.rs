@@ -16,6 +16,7 @@ mod door;
 pub mod fuzzing;
 mod head;
 pub mod judge;
+mod keyed;
 mod login;
 mod over;
 pub mod problem;

@@ -34,6 +34,7 @@ problems! {
     KEY_INVALID = 401, "key_invalid", "Not a live key.";
     KEY_CONFLICT = 401, "key_conflict", "More than one key.";
     TYPES_FORBIDDEN = 403, "types_forbidden", "The key may send none of these event types.";
+    KEY_FORBIDDEN = 403, "key_forbidden", "The key may not be used so.";
     NO_SUCH_PATH = 404, "no_such_path", "There is nothing at this path.";
     METHOD = 405, "method_not_allowed", "The path does not take this method.";
     BODY_SLOW = 408, "body_slow", "The body came too slowly.";

@@ -25,6 +25,7 @@ use super::{
     coding::{self, Coding},
     connection::Busy,
     head,
+    keyed::{self, PathKey},
     login::{self, Coming},
     over,
     problem::Problem,
@@ -110,6 +111,8 @@ struct Exchange {
     /// How many items there are, once they are counted.
     items: Option<u64>,
     busy: Busy,
+    /// The key that stood in the path.
+    path_key: Option<PathKey>,
 }
 
 /// By how much longer each refusal takes for a client that does not wait as it was told, and how long
@@ -141,7 +144,8 @@ pub(super) async fn serve(shared: Arc<Shared>, request: Request<Incoming>, busy:
     // Those that come while draining are refused: the end does not wait for them.
     let _leave = (!shared.draining.load(Ordering::SeqCst)).then(|| Leave::enter(&shared));
     let started = Instant::now();
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
+    let path_key = keyed::take(&mut parts);
     let parts = Arc::new(parts);
     let base_id = new_id(shared.clock.now());
     let request_id = match head::request_id(&parts.headers) {
@@ -160,6 +164,7 @@ pub(super) async fn serve(shared: Arc<Shared>, request: Request<Incoming>, busy:
         passes_over: false,
         items: None,
         busy,
+        path_key,
     };
     let span = span(&parts, &exchange.request_id);
     let version = parts.version;
@@ -270,7 +275,8 @@ async fn respond(
     exchange.protocol = first;
     let Some(first) = first else { return Err(routing::nothing_here(parts)) };
     let declared = body.size_hint().exact();
-    let (caller, coming) = login::caller(shared, parts, first, body, &exchange.busy).await?;
+    let shown = (&exchange.busy, exchange.path_key.as_ref());
+    let (caller, coming) = login::caller(shared, parts, first, body, shown).await?;
     exchange.busy.is_known(&caller.tenant.id);
     exchange.unread &= matches!(coming, Coming::Unread(_));
     let declared = coming.length().or(declared);

@@ -5,6 +5,7 @@ use http::{HeaderValue, Method, StatusCode, header, request::Parts};
 use super::{
     answer::{self, Answer, Refusal},
     cors::Cors,
+    keyed,
     problem::Problem,
     protocol::{self, Protocol, Routed},
     request::Shared,
@@ -25,7 +26,7 @@ pub(super) fn health(shared: &Shared, parts: &Parts) -> Option<Answer> {
 }
 
 pub(super) fn nothing_here(parts: &Parts) -> Refusal {
-    let path: String = parts.uri.path().chars().take(100).collect();
+    let path = keyed::told(parts.uri.path());
     Refusal::problem(Problem::NO_SUCH_PATH, format!("nothing at {path:?}; events go to /v1/events"))
 }
 

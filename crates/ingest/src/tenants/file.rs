@@ -34,6 +34,10 @@ pub(super) struct KeyEntry {
     pub id: String,
     pub hash: Hex,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origins: Option<Vec<String>>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub public: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_after: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub event_types: Option<Vec<String>>,
@@ -211,11 +215,31 @@ impl KeyEntry {
                 return Err(format!("key {:?}: {name:?} is no event type's name", self.id));
             }
         }
+        let origins = self.origins.clone().unwrap_or_default();
+        if let Some(origin) = origins.iter().find(|origin| !is_origin(origin)) {
+            let form = "SCHEME://HOST[:PORT] in small letters, as a browser sends it";
+            return Err(format!("key {:?}: {origin:?} is no origin: {form}", self.id));
+        }
+        if !self.public && self.origins.is_some() {
+            return Err(format!("key {:?}: only a public key has origins", self.id));
+        }
         Ok(Key {
             id: self.id.clone(),
             hash: self.hash.0,
+            public: self.public.then_some(origins),
             event_types: self.event_types.clone(),
             not_after: not_after.transpose()?,
         })
     }
+}
+
+/// True for what a browser may send as `Origin`, but `null`.
+fn is_origin(text: &str) -> bool {
+    let Some((scheme, rest)) = text.split_once("://") else { return false };
+    let host =
+        !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_graphic() && !b"/?#@\\".contains(&b));
+    let small = text.bytes().all(|b| !b.is_ascii_uppercase());
+    host && small
+        && !scheme.is_empty()
+        && scheme.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b))
 }

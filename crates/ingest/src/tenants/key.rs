@@ -1,5 +1,6 @@
-//! Keys: `tgk_<id>_<secret><checksum>`, and what is kept of them.
+//! Keys: `tgk_<id>_<secret><checksum>` or `tgp_…`, and what is kept of them.
 //!
+//! `tgk_` begins a secret key, `tgp_` a public one: it may stand in a page and in a path.
 //! `id` is public, 12 characters; `secret` 43 characters (256 bits), `checksum` the CRC-32C of all
 //! before it, 6 characters, so that scanners and typing errors are told apart from guesses. All of
 //! them `0-9A-Za-z`.
@@ -10,6 +11,7 @@ use sha2::Sha256;
 use subtle::ConstantTimeEq;
 
 const PREFIX: &str = "tgk_";
+const PUBLIC_PREFIX: &str = "tgp_";
 const ALPHABET: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 const ID_CHARS: usize = 12;
 const SECRET_CHARS: usize = 43;
@@ -29,13 +31,31 @@ pub struct NewKey {
     pub text: String,
 }
 
-/// Makes a key.
+/// Makes a secret key.
 ///
 /// # Errors
 /// [`NoRandom`].
 pub fn generate() -> Result<NewKey, NoRandom> {
+    with_prefix(PREFIX)
+}
+
+/// Makes a public key.
+///
+/// # Errors
+/// [`NoRandom`].
+pub fn generate_public() -> Result<NewKey, NoRandom> {
+    with_prefix(PUBLIC_PREFIX)
+}
+
+/// True for a text that only a public key can be.
+#[must_use]
+pub fn is_public(text: &str) -> bool {
+    text.starts_with(PUBLIC_PREFIX)
+}
+
+fn with_prefix(prefix: &str) -> Result<NewKey, NoRandom> {
     let id = random_text(ID_CHARS)?;
-    let body = format!("{PREFIX}{id}_{}", random_text(SECRET_CHARS)?);
+    let body = format!("{prefix}{id}_{}", random_text(SECRET_CHARS)?);
     let text = format!("{body}{}", checksum(&body));
     Ok(NewKey { id, text })
 }
@@ -78,7 +98,8 @@ fn checksum(body: &str) -> String {
 /// The id in a key that is well formed; `None` for anything else. Says nothing about its secret.
 #[must_use]
 pub fn id_of(text: &str) -> Option<&str> {
-    let (id, secret) = text.strip_prefix(PREFIX)?.split_once('_')?;
+    let rest = text.strip_prefix(PREFIX).or_else(|| text.strip_prefix(PUBLIC_PREFIX))?;
+    let (id, secret) = rest.split_once('_')?;
     let plain = |part: &str| part.bytes().all(|b| b.is_ascii_alphanumeric());
     let sized = id.len() == ID_CHARS && secret.len() == SECRET_CHARS + CHECKSUM_CHARS;
     let (body, check) = text.split_at_checked(text.len().checked_sub(CHECKSUM_CHARS)?)?;
@@ -127,6 +148,14 @@ mod tests {
         for text in ["", "tgk_", "tgk__", "tgk_dev", "ümläut_tgk_", "tgk_\u{e9}_\u{e9}"] {
             assert_eq!(id_of(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn a_public_key_is_no_secret_one() {
+        let (public, secret) = (generate_public().unwrap(), generate().unwrap());
+        assert_eq!(id_of(&public.text), Some(public.id.as_str()));
+        assert!(is_public(&public.text) && !is_public(&secret.text));
+        assert_eq!(id_of(&public.text.replace("tgp_", "tgk_")), None);
     }
 
     #[test]

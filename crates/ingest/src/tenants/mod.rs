@@ -5,6 +5,7 @@ mod file;
 #[doc(hidden)]
 pub mod fuzzing;
 mod key;
+mod public;
 mod store;
 mod watch;
 
@@ -13,7 +14,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use tidegate_event::{EventType, TenantId};
 
-pub use key::{NewKey, NoRandom, generate};
+pub use key::{NewKey, NoRandom, generate, is_public};
+pub use public::NewPublicKey;
 pub use store::{
     AuthError, Caller, ChangeError, NewTenant, Rotated, TenantFault, Tenants, TenantsError,
 };
@@ -144,6 +146,8 @@ pub struct Key {
     pub id: String,
     /// HMAC-SHA-256 of the key's text under the pepper.
     pub hash: [u8; 32],
+    /// Where it is a public one: the origins whose pages may use it; none: all.
+    pub public: Option<Vec<String>>,
     /// The event types it may send; `None`: all.
     pub event_types: Option<Vec<String>>,
     /// Microseconds since 1970 after which it is refused; `None`: never.

@@ -74,6 +74,9 @@ pub enum ChangeError {
     /// There is none of that name in the folder.
     #[error("there is no tenant {0}")]
     Missing(TenantId),
+    /// The tenant has no public key of that id.
+    #[error("tenant {0} has no public key {1:?}")]
+    NoSuchKey(TenantId, String),
     /// Its file says something that cannot be.
     #[error(transparent)]
     Fault(#[from] TenantFault),
@@ -98,6 +101,12 @@ impl Caller {
     #[must_use]
     pub fn event_types(&self) -> Option<&[String]> {
         self.tenant.keys.get(self.key)?.event_types.as_deref()
+    }
+
+    /// Where the key is a public one: the origins whose pages may use it; none: all.
+    #[must_use]
+    pub fn public(&self) -> Option<&[String]> {
+        self.tenant.keys.get(self.key)?.public.as_deref()
     }
 
     /// The public part of the key.
@@ -138,7 +147,7 @@ struct Generation {
 type Entry = (Stamp, Result<Arc<Tenant>, String>, Option<Arc<Tenant>>);
 
 #[derive(Default)]
-struct Loaded {
+pub(super) struct Loaded {
     tenants: BTreeMap<TenantId, Entry>,
     strangers: Vec<String>,
     copies: Vec<TenantFault>,
@@ -150,9 +159,10 @@ pub struct Tenants {
     defaults: Quota,
     clock: Arc<dyn Clock>,
     pepper: [u8; 32],
-    dev: Option<([u8; 32], Arc<Tenant>)>,
+    /// The keys of `dev` by their whole text, in the order of the tenant's.
+    dev: Option<(Vec<[u8; 32]>, Arc<Tenant>)>,
     live: ArcSwap<Generation>,
-    loaded: Mutex<Loaded>,
+    pub(super) loaded: Mutex<Loaded>,
 }
 
 impl std::fmt::Debug for Tenants {
@@ -162,6 +172,9 @@ impl std::fmt::Debug for Tenants {
 }
 
 const NO_HASH: [u8; 32] = [0; 32];
+/// The keys of `ingestd --dev` on loopback.
+const DEV_KEY: &str = "tgk_dev";
+const DEV_PUBLIC_KEY: &str = "tgp_dev";
 
 impl Tenants {
     /// Loads every `<tenant>.toml` in `dir`, which is made if missing, as is the pepper.
@@ -189,11 +202,23 @@ impl Tenants {
         }
     }
 
-    /// Adds the tenant `dev`, in memory only, whose key is `key` literally. No quota.
+    /// Adds the tenant `dev`, in memory only, whose key is `key` literally. No quota. Beside `tgk_dev` it has
+    /// the public key `tgp_dev`; beside a random one none, for nobody would know it.
     #[must_use]
     pub fn with_dev(mut self, key: &str) -> Self {
         let Ok(id) = TenantId::new("dev") else { return self };
-        let hash = key::hash(&self.pepper, key);
+        let named = |id: &str, text: &str, public| Key {
+            id: id.to_owned(),
+            hash: key::hash(&self.pepper, text),
+            public,
+            event_types: None,
+            not_after: None,
+        };
+        let mut keys = vec![named("dev", key, None)];
+        if key == DEV_KEY {
+            keys.push(named("dev_public", DEV_PUBLIC_KEY, Some(Vec::new())));
+        }
+        let hashes = keys.iter().map(|key| key.hash).collect();
         let tenant = Tenant {
             id,
             enabled: true,
@@ -201,9 +226,9 @@ impl Tenants {
             // Not random, so that hashes of personal data agree from one start to the next.
             pii_secret: Secret(key::hash(&self.pepper, "pii_secret of dev").to_vec()),
             quota: Quota::default(),
-            keys: vec![Key { id: "dev".to_owned(), hash, event_types: None, not_after: None }],
+            keys,
         };
-        self.dev = Some((hash, Arc::new(tenant)));
+        self.dev = Some((hashes, Arc::new(tenant)));
         let copies = self.publish(&lock(&self.loaded));
         lock(&self.loaded).copies = copies;
         self
@@ -214,10 +239,11 @@ impl Tenants {
     /// # Errors
     /// [`AuthError`]. A well-formed key takes as long whether its id is known or not.
     pub fn authenticate(&self, text: &str) -> Result<Caller, AuthError> {
-        if let Some((hash, tenant)) = &self.dev
-            && key::same(hash, &key::hash(&self.pepper, text))
-        {
-            return Ok(Caller { tenant: Arc::clone(tenant), key: 0 });
+        if let Some((hashes, tenant)) = &self.dev {
+            let hash = key::hash(&self.pepper, text);
+            if let Some(key) = hashes.iter().position(|known| key::same(known, &hash)) {
+                return Ok(Caller { tenant: Arc::clone(tenant), key });
+            }
         }
         let id = key::id_of(text).ok_or(AuthError::Unknown)?;
         let live = self.live.load();
@@ -227,6 +253,10 @@ impl Tenants {
         let (Some((tenant, index)), Some(known), true) = (found, known, right) else {
             return Err(AuthError::Unknown);
         };
+        // What its file says must not make a secret key a public one, nor the other way round.
+        if known.public.is_some() != key::is_public(text) {
+            return Err(AuthError::Unknown);
+        }
         if !tenant.enabled {
             return Err(AuthError::Disabled);
         }
@@ -397,7 +427,8 @@ impl Tenants {
     }
 
     /// Gives a tenant another key. Its newest former key lives on: to the end it had, to
-    /// `expire_old_after` from now, whichever is sooner; all older ones are gone. Blocks on files.
+    /// `expire_old_after` from now, whichever is sooner; all older ones are gone. Public keys stay. Blocks on
+    /// files.
     ///
     /// # Errors
     /// [`ChangeError`].
@@ -413,7 +444,9 @@ impl Tenants {
             let micros = i64::try_from(after.as_micros()).unwrap_or(i64::MAX);
             self.clock.now().0.saturating_add(micros)
         });
-        let mut old = file.keys.pop();
+        let (public, mut secret): (Vec<_>, Vec<_>) =
+            file.keys.drain(..).partition(|entry| entry.public);
+        let mut old = secret.pop();
         if let (Some(old), Some(end)) = (&mut old, end) {
             let own = old.not_after.as_deref().and_then(|t| t.parse::<jiff::Timestamp>().ok());
             let end = jiff::Timestamp::from_microsecond(end).unwrap_or(jiff::Timestamp::MAX);
@@ -421,7 +454,7 @@ impl Tenants {
         }
         let mut entry = self.entry(&key);
         entry.event_types = old.as_ref().and_then(|old| old.event_types.clone());
-        file.keys = old.into_iter().chain([entry]).collect();
+        file.keys = public.into_iter().chain(old).chain([entry]).collect();
         self.save(&mut loaded, id, &file)?;
         Ok(Rotated { key: key.text, old_keys_expire_at: end })
     }
@@ -462,17 +495,19 @@ impl Tenants {
         self.save(&mut loaded, id, &file)
     }
 
-    fn entry(&self, key: &key::NewKey) -> KeyEntry {
+    pub(super) fn entry(&self, key: &key::NewKey) -> KeyEntry {
         KeyEntry {
             id: key.id.clone(),
             hash: Hex(key::hash(&self.pepper, &key.text)),
+            origins: None,
+            public: false,
             not_after: None,
             event_types: None,
         }
     }
 
     /// From the file, not from memory, so that what a person wrote there is not undone.
-    fn read(&self, id: &TenantId) -> Result<TenantFile, ChangeError> {
+    pub(super) fn read(&self, id: &TenantId) -> Result<TenantFile, ChangeError> {
         let path = file::path_of(&self.dir, id);
         if !path.exists() {
             return Err(ChangeError::Missing(id.clone()));
@@ -480,7 +515,7 @@ impl Tenants {
         Ok(file::read(&path).map_err(|message| TenantFault { path, message })?)
     }
 
-    fn save(
+    pub(super) fn save(
         &self,
         loaded: &mut Loaded,
         id: &TenantId,
@@ -498,7 +533,7 @@ impl Tenants {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -11,6 +11,7 @@ mod outcomes;
 mod path;
 mod posthog;
 mod segment;
+mod snowplow;
 mod telemetry;
 mod track;
 mod whole;
@@ -40,6 +41,7 @@ pub const PROTOCOLS: &[Protocol] = &[
     hec::PROTOCOL,
     segment::PROTOCOL,
     posthog::PROTOCOL,
+    snowplow::PROTOCOL,
 ];
 
 /// One protocol.

@@ -262,6 +262,37 @@ fn tenants_are_rotated_disabled_and_listed() {
 }
 
 #[test]
+fn public_keys_are_made_shown_and_taken_back() {
+    let stub = Stub::start(|_, asked| match asked.line.as_str() {
+        "GET /api/v1/tenants" => answer(
+            200,
+            json!({"tenants": [{"tenant": "acme", "enabled": true, "strict": false, "quota": {},
+            "keys": [{"id": "k1", "not_after": null, "event_types": ["t"], "public": true,
+            "origins": ["https://a.example"]}]}]}),
+        ),
+        line if line.ends_with("/public_keys") => {
+            answer(200, json!({"tenant": "acme", "id": "k1", "key": "tgp_k1_x"}))
+        }
+        _ => answer(200, json!({"tenant": "acme", "id": "k1", "revoked": true})),
+    });
+    let url = stub.url();
+    let origin = ["--origin", "https://a.example", "--event-type", "t"];
+    let made = ingestctl(&url, &[&["tenant", "public-key", "acme"], &origin[..]].concat());
+    assert_eq!(made.out, "tgp_k1_x\n");
+    assert!(made.err.contains("ingestctl tenant revoke acme k1"), "{}", made.err);
+    let shown = ingestctl(&url, &["tenant", "show", "acme"]).out;
+    assert!(shown.contains("k1 (public for https://a.example) (only t)"), "{shown}");
+    let gone = ingestctl(&url, &["tenant", "revoke", "acme", "k1"]);
+    assert_eq!(gone.out, "k1 of acme is refused from now on\n");
+    assert_eq!(ingestctl(&url, &["tenant", "revoke", "acme", "../k1"]).status, 2);
+    let asked = stub.asked();
+    assert_eq!(asked[0].line, "POST /api/v1/tenants/acme/public_keys");
+    assert_eq!(asked[0].json(), json!({"origins": ["https://a.example"], "event_types": ["t"]}));
+    assert_eq!(asked[2].line, "POST /api/v1/tenants/acme/public_keys/k1/revoke");
+    assert_eq!(asked.len(), 3);
+}
+
+#[test]
 fn reload_that_is_refused_is_1_and_lists_every_fault() {
     let stub = Stub::start(|before, _| match before {
         0 => answer(

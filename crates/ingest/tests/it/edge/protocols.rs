@@ -19,6 +19,13 @@ const EVENTS: &[(&str, &str, &str, &str)] = &[
     ("hec", "/services/collector", r#"{"event":{"a":1}}"#, r#"{"text":"Success","code":0}"#),
     ("segment", "/v1/batch", r#"{"batch":[{"type":"track","a":1}]}"#, r#"{"success":true}"#),
     ("posthog", "/batch/", r#"{"batch":[{"event":"x","a":1}]}"#, r#"{"status":1}"#),
+    // Its answers are no JSON: `ok`.
+    (
+        "snowplow",
+        "/com.snowplowanalytics.snowplow/tp2",
+        r#"{"data":[{"e":"pv","url":"a"}]}"#,
+        "null",
+    ),
 ];
 
 async fn send(server: &Server, path: &str, headers: &str, body: &str) -> Reply {
@@ -96,6 +103,7 @@ async fn success_is_said_only_where_every_item_is_kept() {
         ("hec", "/services/collector", r#"{"event":{"a":1}}{"host":"h"}{"event":{"b":2}}"#, 2),
         ("segment", "/v1/batch", r#"{"batch":[{"type":"page"},7]}"#, 1),
         ("posthog", "/batch/", r#"{"batch":[7,{"event":"x"}]}"#, 1),
+        ("snowplow", "/com.snowplowanalytics.snowplow/tp2", r#"{"data":[7,{"e":"pv"}]}"#, 1),
         ("track", "/track", "[]", 0),
         ("telemetry", "/v3/send/t", "7", 0),
         ("hec", "/services/collector", "{}", 0),

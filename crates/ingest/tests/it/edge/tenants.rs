@@ -5,7 +5,7 @@ use std::{os::unix::fs::PermissionsExt, sync::Arc, time::Duration};
 use tidegate_event::TenantId;
 use tidegate_ingest::{
     clock::{ManualClock, SystemClock},
-    tenants::{AuthError, ChangeError, NewTenant, Quota, Tenants, TenantsError},
+    tenants::{AuthError, ChangeError, NewPublicKey, NewTenant, Quota, Tenants, TenantsError},
 };
 
 use super::kit::start;
@@ -78,6 +78,54 @@ fn a_rotated_key_lives_beside_the_new_one_until_its_end() {
     tenants.enable(&id("a")).unwrap();
     assert!(tenants.authenticate(&third.key).is_ok());
     assert!(matches!(tenants.rotate(&id("b"), None), Err(ChangeError::Missing(_))));
+}
+
+#[test]
+fn public_keys_come_and_go_apart_from_the_secret_ones() {
+    let dir = tempfile::tempdir().unwrap();
+    let tenants = load(dir.path()).unwrap();
+    let first = tenants.add(&new("a")).unwrap();
+    let origins = vec!["https://shop.example:8443".to_owned()];
+    let made = NewPublicKey { origins: origins.clone(), event_types: Some(vec!["t".to_owned()]) };
+    let public = tenants.add_public(&id("a"), &made).unwrap();
+    let other = tenants.add_public(&id("a"), &NewPublicKey::default()).unwrap();
+    let second = tenants.rotate(&id("a"), Some(Duration::ZERO)).unwrap().key;
+    for tenants in [&tenants, &load(dir.path()).unwrap()] {
+        let caller = tenants.authenticate(&public.text).unwrap();
+        assert_eq!(caller.public(), Some(&origins[..]));
+        assert_eq!(caller.event_types().unwrap(), ["t"]);
+        assert_eq!(tenants.authenticate(&other.text).unwrap().public(), Some(&[][..]));
+        assert_eq!(tenants.authenticate(&second).unwrap().public(), None);
+        assert_eq!(tenants.authenticate(&first).unwrap_err(), AuthError::Expired);
+    }
+    // A file that says otherwise makes no secret key a public one, nor the other way round.
+    let file = dir.path().join("a.toml");
+    let good = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, good.replace("public = true\n", "").replace("origins", "# origins"))
+        .unwrap();
+    let fallen = load(dir.path()).unwrap();
+    assert_eq!(fallen.authenticate(&other.text).unwrap_err(), AuthError::Unknown);
+    assert!(fallen.authenticate(&second).is_ok());
+    std::fs::write(&file, &good).unwrap();
+    tenants.revoke_public(&id("a"), &public.id).unwrap();
+    assert_eq!(tenants.authenticate(&public.text).unwrap_err(), AuthError::Unknown);
+    assert!(tenants.authenticate(&other.text).is_ok());
+    let secret_id = second[4..16].to_owned();
+    for gone in [public.id.clone(), secret_id] {
+        let error = tenants.revoke_public(&id("a"), &gone).unwrap_err();
+        assert!(matches!(error, ChangeError::NoSuchKey(..)), "{error}");
+    }
+    assert!(tenants.authenticate(&second).is_ok());
+    for wrong in ["shop.example", "https://", "https://a/b", "https://A.example", "*", "null"] {
+        let new = NewPublicKey { origins: vec![wrong.to_owned()], event_types: None };
+        let error = tenants.add_public(&id("a"), &new).unwrap_err();
+        assert!(matches!(error, ChangeError::Fault(_)), "{wrong}: {error}");
+    }
+    let dev = load(&dir.path().join("dev")).unwrap().with_dev("tgk_dev");
+    assert!(dev.authenticate("tgp_dev").unwrap().public().is_some());
+    assert!(dev.authenticate("tgk_dev").unwrap().public().is_none());
+    let dev = load(&dir.path().join("dev")).unwrap().with_dev("tgk_dev_x");
+    assert_eq!(dev.authenticate("tgp_dev").unwrap_err(), AuthError::Unknown);
 }
 
 #[test]

@@ -247,8 +247,9 @@ fn no_secret_stands_in_what_the_server_says_or_keeps() {
         server.post("/v1/events", &wrong, "application/json", b"{}");
         let http2 = [("x-api-key", &**key), ("authorization", "Basic canary-basic")];
         request(server.public, "POST", "/v1/events", &http2, b"{}");
-        http2_request(&server, key);
+        http2_request(&server, key, "/v1/events");
     }
+    let public = key_in_paths(&server, &ask);
     request(
         server.admin,
         "GET",
@@ -268,7 +269,9 @@ fn no_secret_stands_in_what_the_server_says_or_keeps() {
     let pepper = std::fs::read_to_string(data.join("tenants/.pepper")).unwrap();
     let hash = table["key"][0]["hash"].as_str().unwrap().to_owned();
     let pii = table["pii_secret"].as_str().unwrap().to_owned();
-    let secrets = [&first[17..], &second[17..], token, store, pepper.trim(), &pii, &hash];
+    // A public one is no secret, but what stands in a path stands in nothing else either.
+    let secrets =
+        [&first[17..], &second[17..], &public[17..], token, store, pepper.trim(), &pii, &hash];
     let said = everything_said(&server, dir.path(), &ask);
     assert!(
         !said[0].1.contains("canary-payload"),
@@ -284,8 +287,26 @@ fn no_secret_stands_in_what_the_server_says_or_keeps() {
     }
 }
 
+/// Requests with a public key in their paths, such as are taken and such as are not; returns the key.
+fn key_in_paths(server: &Server, ask: &dyn Fn(&str, &str, &[u8]) -> Answer) -> String {
+    let made = ask("POST", "/api/v1/tenants/acme/public_keys", b"{}").json();
+    let key = made["key"].as_str().unwrap().to_owned();
+    let status = |method: &str, rest: &str, body: &[u8]| {
+        request(server.public, method, &format!("/k/{key}{rest}"), &[], body).status
+    };
+    assert_eq!(status("GET", "/i?e=pv", b""), 200);
+    assert_eq!(status("POST", "/v1/batch", b"{\"batch\":[{\"type\":\"page\"}]}"), 200);
+    assert_eq!(status("POST", "/v1/batch", b"nonsense"), 400);
+    assert_eq!(status("POST", "/services/collector", b"{}"), 403);
+    for rest in ["", "/", "/nowhere", "?a=/b", "//v1/batch"] {
+        assert_eq!(status("POST", rest, b"{}"), 404, "{rest}");
+    }
+    http2_request(server, &key, &format!("/k/{key}/v3/send/x"));
+    key
+}
+
 /// One request with `key` over HTTP/2.
-fn http2_request(server: &Server, key: &str) {
+fn http2_request(server: &Server, key: &str, path: &str) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let stream = tokio::net::TcpStream::connect(server.public).await.unwrap();
@@ -294,7 +315,7 @@ fn http2_request(server: &Server, key: &str) {
         let (mut sender, connection) =
             hyper::client::conn::http2::handshake(executor, io).await.unwrap();
         tokio::spawn(connection);
-        let request = http::Request::post(format!("http://{}/v1/events", server.public))
+        let request = http::Request::post(format!("http://{}{path}", server.public))
             .header("authorization", format!("Bearer {key}"))
             .header("content-type", "application/json")
             .body(http_body_util::Full::new(bytes::Bytes::from_static(b"{\"event_type\":\"x\"}")))
