@@ -17,6 +17,7 @@ pub mod fuzzing;
 mod head;
 pub mod judge;
 mod keyed;
+mod listed;
 mod login;
 mod over;
 pub mod problem;

@@ -26,10 +26,11 @@ use super::{
     connection::Busy,
     head,
     keyed::{self, PathKey},
+    listed,
     login::{self, Coming},
     over,
     problem::Problem,
-    protocol::{Call, Outcomes, Protocol, Sorted, Tells},
+    protocol::{Call, Notes, Outcomes, Protocol, Sorted, Tells},
     routing::{self, Next},
     turns::Turns,
     work::{Done, Packed, Work},
@@ -125,7 +126,12 @@ const IMPOLITE_MAX: u32 = 20;
 impl Exchange {
     /// What its protocol's answer is made from.
     fn call(&self) -> Call<'_> {
-        Call { parts: &self.parts, request_id: &self.request_id, items: self.items }
+        Call {
+            parts: &self.parts,
+            request_id: &self.request_id,
+            base_id: &self.base_id,
+            items: self.items,
+        }
     }
 
     /// Holds back the refusal of a client that did not wait for the last one's time.
@@ -146,6 +152,7 @@ pub(super) async fn serve(shared: Arc<Shared>, request: Request<Incoming>, busy:
     let started = Instant::now();
     let (mut parts, body) = request.into_parts();
     let path_key = keyed::take(&mut parts);
+    Notes::begin(&mut parts);
     let parts = Arc::new(parts);
     let base_id = new_id(shared.clock.now());
     let request_id = match head::request_id(&parts.headers) {
@@ -287,7 +294,12 @@ async fn respond(
     let (protocol, coding, mut admitted) = match gated {
         Ok(gated) => gated,
         Err(refusal) => {
-            pass_over(shared, coming, &share, exchange, &refusal).await;
+            if exchange.passes_over && listed::is_listed(parts, &coming, &refusal) {
+                exchange.items = listed::items(shared, parts, first, coming, &share).await;
+                exchange.unread &= exchange.items.is_none();
+            } else {
+                pass_over(shared, coming, &share, exchange, &refusal).await;
+            }
             return Err(refusal);
         }
     };

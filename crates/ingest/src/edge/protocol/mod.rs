@@ -4,6 +4,7 @@
 //! and where the key stands; it knows nothing of quotas, limits, schemas or the log.
 
 mod cloudevents;
+mod elasticsearch;
 mod events;
 mod hec;
 mod members;
@@ -29,6 +30,7 @@ use super::{
 };
 use crate::normalize::Item;
 
+pub(super) use elasticsearch::Notes;
 pub(super) use outcomes::Sorted;
 pub use outcomes::{Outcomes, Slot};
 
@@ -42,6 +44,7 @@ pub const PROTOCOLS: &[Protocol] = &[
     segment::PROTOCOL,
     posthog::PROTOCOL,
     snowplow::PROTOCOL,
+    elasticsearch::PROTOCOL,
 ];
 
 /// One protocol.
@@ -144,6 +147,8 @@ pub struct Call<'a> {
     pub parts: &'a Parts,
     /// Its id.
     pub request_id: &'a str,
+    /// What the ids of events that came without one are made from.
+    pub base_id: &'a [u8; 16],
     /// How many items it holds; `None` where it was refused before they were counted.
     pub items: Option<u64>,
 }

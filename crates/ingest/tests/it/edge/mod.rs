@@ -6,6 +6,7 @@
 mod answers;
 mod codings;
 mod connections;
+mod elasticsearch;
 mod forms;
 mod keyed;
 pub mod kit;
