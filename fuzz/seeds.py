@@ -251,6 +251,11 @@ def protocols():
     event = '{"event":"a","uuid":"u-1","timestamp":"2026-03-01T12:00:00Z","properties":{"n":1}}'
     seed("protocols", b"\6", '{"batch":[%s],"api_key":"k"}' % event)
     seed("protocols", b"\7", '{"token":"k","event":"b","api_key":"k"}')
+    document = '{"@timestamp":"2026-03-01T12:00+0100","n": 1.50}'
+    lines = ('{"create":{"_id":"1","routing":null}}', document, "", '{"index":{"_index":"é","_id":7}}', document, '{"delete":{"_id":"x"}}')
+    seed("protocols", b"\x08", "\n".join(lines) + "\n")
+    seed("protocols", b"\x08", '{"update":{"_id":"u"}}\r\n{"doc":{}}\r\n{"index":{"if_seq_no":1,"op_type":"create"}}\r\n{"@timestamp":1772366400250.5}\r\n')
+    seed("protocols", b"\x09", document)
 
 
 def lake():

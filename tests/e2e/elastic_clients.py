@@ -3,6 +3,8 @@
 import asyncio
 import json
 import logging
+import os
+import shutil
 import socket
 import subprocess
 import tempfile
@@ -118,6 +120,12 @@ input(type="imtcp" address="127.0.0.1" port="%(listen)s" ruleset="take")
 """
 
 
+def rsyslogd():
+    program = shutil.which("rsyslogd", path=f"{os.environ['PATH']}:/usr/sbin")
+    assert program, "no rsyslogd: scripts/need.sh test"
+    return program
+
+
 def rsyslog(url, key, names, patience=20):
     """rsyslog's omelasticsearch, in a process of its own: what it gives up stands in its error file."""
     address, [listen] = urlsplit(url), free_ports(1)
@@ -127,7 +135,7 @@ def rsyslog(url, key, names, patience=20):
         (folder / "conf").write_text(RSYSLOG % place)
         lines = [json.dumps({"name": name, **DATA}, ensure_ascii=False) for name in names]
         with open(folder / "log", "wb") as log, subprocess.Popen(
-            ["rsyslogd", "-n", "-f", folder / "conf", "-i", folder / "pid"], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            [rsyslogd(), "-n", "-f", folder / "conf", "-i", folder / "pid"], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
         ) as process:  # fmt: skip
             try:
                 wait_until("rsyslogd listens", lambda: socket.create_connection(("127.0.0.1", listen)).close() is None)

@@ -1,5 +1,5 @@
 //! Bodies and the items that are found in them.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 use proptest::prelude::*;
 
