@@ -9,6 +9,7 @@ PYTHON ?= python3
 VENV := .venv
 REQUIREMENTS := tests/e2e/requirements.txt
 NODE_CLIENTS := tests/clients/js
+GO_CLIENTS := tests/clients/go
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 # `make run RUN_ARGUMENTS="--dev --listen 127.0.0.1:9000"`
 RUN_ARGUMENTS ?= --dev
@@ -114,11 +115,16 @@ fuzz-minimise: build-needs ## Take what fuzzing found into the committed corpora
 
 venv: test-needs $(VENV)/.made ## Python's side of the tests, pinned, in .venv
 
-clients: test-needs $(NODE_CLIENTS)/node_modules/.made ## Public clients in other languages that the tests send with, pinned
+clients: test-needs $(NODE_CLIENTS)/node_modules/.made $(GO_CLIENTS)/bin/.made ## Public clients in other languages that the tests send with, pinned
 
 # As the lock file says, which `npm ci` would refuse for optional packages of other systems. No package runs a script of its own.
 $(NODE_CLIENTS)/node_modules/.made: $(NODE_CLIENTS)/package-lock.json
 	cd $(NODE_CLIENTS) && npm install --no-save --silent --ignore-scripts
+	touch $@
+
+# The OpenTelemetry Collector with what the tests need of it, and telemetrygen.
+$(GO_CLIENTS)/bin/.made: $(GO_CLIENTS)/go.sum $(GO_CLIENTS)/collector/main.go
+	cd $(GO_CLIENTS) && go build -o bin/ ./collector tool
 	touch $@
 
 $(VENV)/.made: $(REQUIREMENTS)

@@ -3,6 +3,7 @@
 The committed corpora are these and what fuzzing added, minimised (`make fuzz-minimise`).
 """
 
+import base64
 import gzip
 import json
 import pathlib
@@ -250,12 +251,41 @@ def protocols():
     seed("protocols", b"\5", '{"writeKey":"k","userId":"u"}')
     event = '{"event":"a","uuid":"u-1","timestamp":"2026-03-01T12:00:00Z","properties":{"n":1}}'
     seed("protocols", b"\6", '{"batch":[%s],"api_key":"k"}' % event)
+    record = "eyJldmVudF9pZCI6IngifXsiYiI6Mn0KbmV4dAp7fQ=="
+    seed("protocols", b"\10", '{"requestId":"r","timestamp":1,"records":[{"data":"%s"},{"data":""}]}' % record)
+    seed("protocols", b"\11", '{"DeliveryStreamName":"s","Records":[{"Data":"%s"}]}' % record)
+    scope = "20150830/us-east-1/firehose/aws4_request"
+    claims = "Credential=TGX/%s, SignedHeaders=host;x-amz-date, Signature=%s" % (scope, "0" * 64)
+    seed("protocols", b"\11", claims + "\n20150830T123600Z\n/a/../b?c=%20&d")
     seed("protocols", b"\7", '{"token":"k","event":"b","api_key":"k"}')
     document = '{"@timestamp":"2026-03-01T12:00+0100","n": 1.50}'
     lines = ('{"create":{"_id":"1","routing":null}}', document, "", '{"index":{"_index":"é","_id":7}}', document, '{"delete":{"_id":"x"}}')
     seed("protocols", b"\x08", "\n".join(lines) + "\n")
     seed("protocols", b"\x08", '{"update":{"_id":"u"}}\r\n{"doc":{}}\r\n{"index":{"if_seq_no":1,"op_type":"create"}}\r\n{"@timestamp":1772366400250.5}\r\n')
     seed("protocols", b"\x09", document)
+
+
+def trackers():
+    wrapped = '{"schema":"iglu:a/unstruct_event/jsonschema/1-0-0","data":{"schema":"iglu:a/click/jsonschema/1-0-0","data":{"n":1.50}}}'
+    coded = base64.urlsafe_b64encode(wrapped.encode()).decode()
+    view = '{"e":"pv","eid":"e-1","dtm":"1772366400250","url":"http://a/"}'
+    unstruct = json.dumps({"e": "ue", "ue_px": coded, "cx": "e30", "co": "{}", "ttm": "5"})
+    seed("trackers", b"\0", '{"schema":"iglu:x","data":[%s,%s,7]}' % (view, unstruct))
+    seed("trackers", b"\0", '{"data":[%s]}' % json.dumps({"e": "ue", "ue_pr": wrapped}))
+    seed("trackers", b"\1", f"e=ue&ue_px={coded}&cx=e30&dtm=soon&page=a+b%22")
+    entries = '["1772366400000000001","a \\"b\\"",{"trace":"7"}],["2","x"],["3"],7'
+    seed("trackers", b"\2", '{"streams":[{"stream":{"app":"shop"},"values":[%s]},{"stream":7}]}' % entries)
+
+    def field(number, value):
+        return bytes([number << 3 | 2, len(value)]) + value
+
+    entry = field(1, b"\x08\x05\x10\x01") + field(2, b"line") + field(3, field(1, b"trace") + field(2, b"7"))
+    for labels in (b'{app="shop", level="a\\"\\x41"}', b"{a=x}", b"{a=`b`}"):
+        push = field(1, field(1, labels) + field(2, entry))
+        seed("trackers", b"\3", push)
+        seed("trackers", b"\4", bytes([len(push), (len(push) - 1) << 2 if len(push) <= 60 else 60 << 2]), bytes([len(push) - 1][: len(push) > 60]), push)
+    seed("trackers", b"\4", b"\x80\x80\x80\x80\x04\x00a")
+    seed("trackers", b"\4", b"\x0a\x00a\x22\x01")
 
 
 def lake():
@@ -271,6 +301,6 @@ def lake():
         seed("lake", b"\2", b"\n".join(bytes([kind]) + text.encode() for text in EVENTS[:14]))
 
 
-for make in (codings, bodies, protocols, events, requests, batches, hops, recovery, small_files, config, schemas, units, lake):
+for make in (codings, bodies, protocols, trackers, events, requests, batches, hops, recovery, small_files, config, schemas, units, lake):
     make()
 print(f"{sum(COUNTS.values())} seeds of {len(COUNTS)} targets in {ROOT}")

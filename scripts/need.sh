@@ -43,6 +43,11 @@ if [ "${1}" = build ] && ! command -v cargo >/dev/null 2>&1; then
   echo "cargo is missing: install Rust first (rustup; rust-toolchain.toml names the version)" >&2
   exit 1
 fi
+if [ "${1}" = test ] && ! command -v go >/dev/null 2>&1; then
+  # Debian's is older than the OpenTelemetry Collector wants.
+  echo "go is missing: install Go first (https://go.dev/dl; tests/clients/go/go.mod names the version)" >&2
+  exit 1
+fi
 [ ${#packages[@]} -eq 0 ] && exit 0
 
 if ! command -v apt-get >/dev/null 2>&1; then

@@ -80,7 +80,10 @@ fn batch(bytes: &[u8]) {
     for (at, tally) in batch.tallies.iter().enumerate() {
         let of_kind = records.iter().filter(|record| record.type_index == at);
         let dead = of_kind.clone().filter(|record| record.dead.is_some()).count() as u64;
-        assert_eq!((tally.accepted + tally.dead_lettered, tally.dead_lettered), (of_kind.count() as u64, dead));
+        assert_eq!(
+            (tally.accepted + tally.dead_lettered, tally.dead_lettered),
+            (of_kind.count() as u64, dead)
+        );
     }
     let copy = view.without(view.protocol, |_| false).unwrap();
     assert_eq!((copy.count, copy.has_client_ids), (batch.count, batch.has_client_ids));

@@ -8,7 +8,10 @@ use http::{Request, request::Parts};
 use libfuzzer_sys::fuzz_target;
 use serde_json::{Map, Value, value::RawValue};
 use tidegate_fuzz::json::{is_flawed, is_object};
-use tidegate_ingest::{edge::protocol::Found, fuzzing::edge::serving};
+use tidegate_ingest::{
+    edge::protocol::Found,
+    fuzzing::edge::{is_signed, serving},
+};
 
 const PATHS: &[&str] = &[
     "/v3/send/kibana%20ui",
@@ -19,6 +22,8 @@ const PATHS: &[&str] = &[
     "/v1/identify",
     "/batch/",
     "/capture/",
+    "/v1/firehose/views",
+    "/",
     "/logs/_bulk",
     "/logs/_doc/7",
 ];
@@ -29,6 +34,11 @@ fuzz_target!(|data: &[u8]| {
     let mut head = Request::post(path);
     if first & 0x80 != 0 {
         head = head.header("user-agent", "fuzz \"1\"");
+    }
+    if path == "/" {
+        let operation = if first & 0x80 != 0 { "PutRecord" } else { "PutRecordBatch" };
+        head = head.header("x-amz-target", format!("Firehose_20150804.{operation}"));
+        signature(body);
     }
     let parts = head.body(()).unwrap().into_parts().0;
     let login = &serving(&parts).unwrap().login;
@@ -49,6 +59,17 @@ fuzz_target!(|data: &[u8]| {
         _ => {}
     }
 });
+
+/// The same bytes as a signature's claims, its date and what is signed: nobody's secret makes them true.
+fn signature(body: &[u8]) {
+    let text = String::from_utf8_lossy(body);
+    let mut lines = text.splitn(3, '\n');
+    let (claims, date, target) = (lines.next(), lines.next(), lines.next());
+    let request = Request::post(target.unwrap_or("/")).header("host", "x");
+    let Ok(request) = request.header("x-amz-date", date.unwrap_or_default()).body(()) else { return };
+    let parts = request.into_parts().0;
+    assert!(!is_signed(&parts, claims.unwrap_or_default(), b"secret"));
+}
 
 /// The items' bytes; `None` for one that is rejected. `None` where the body is refused as a whole.
 fn items(parts: &Parts, body: &[u8]) -> Option<Vec<Option<Vec<u8>>>> {

@@ -10,9 +10,9 @@ use libfuzzer_sys::fuzz_target;
 use tidegate_event::BatchView;
 use tidegate_fuzz::{input::Input, judge::NORMALIZER};
 use tidegate_ingest::{
+    budget::Budget,
     clock::ManualClock,
     config::Size,
-    budget::Budget,
     edge::{Limits, judge::Judge, protocol::PROTOCOLS},
     fuzzing::edge::{
         Credentials, Outcome, charset, find, media_type, query, request_id, run, serving, single,

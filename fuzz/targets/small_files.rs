@@ -174,11 +174,9 @@ fn key(bytes: &[u8]) {
         rest /= 62;
     }
     let rest = text.strip_prefix("tgk_").or_else(|| text.strip_prefix("tgp_"));
-    let formed = rest.and_then(|rest| rest.split_once('_')).is_some_and(
-        |(id, secret)| {
-            let plain = |part: &str| part.bytes().all(|b| b.is_ascii_alphanumeric());
-            id.len() == 12 && secret.len() == 43 && plain(id) && plain(secret)
-        },
-    );
+    let formed = rest.and_then(|rest| rest.split_once('_')).is_some_and(|(id, secret)| {
+        let plain = |part: &str| part.bytes().all(|b| b.is_ascii_alphanumeric());
+        id.len() == 12 && secret.len() == 43 && plain(id) && plain(secret)
+    });
     assert_eq!(id_of(&whole).is_some(), formed, "{whole}");
 }

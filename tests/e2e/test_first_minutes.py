@@ -42,6 +42,7 @@ class Shell:
         self.server = subprocess.Popen(
             ["make", "--no-print-directory", "-C", REPOSITORY, "run", f"RUN_ARGUMENTS={arguments}"],
             stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
+            env={**os.environ, "TIDEGATE_EDGE__ALSO_LISTEN": "[]"},
         )  # fmt: skip
         log.close()
 

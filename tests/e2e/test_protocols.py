@@ -2,6 +2,7 @@
 is in the lake, value by value."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -214,7 +215,7 @@ def dev(tmp_path_factory):
         process = subprocess.Popen(
             [BINARIES / "ingestd", "--dev", "--data-dir", folder / "data", "--listen", f"127.0.0.1:{port}",
              "--admin", f"127.0.0.1:{admin}"],
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, "TIDEGATE_EDGE__ALSO_LISTEN": "[]"},
         )  # fmt: skip
     server = Server.__new__(Server)
     server.folder, server.lake, server.port, server.admin_port = folder, folder / "data" / "lake", port, admin

@@ -105,6 +105,7 @@ def owner_of_its_memory(*arguments):
         process = subprocess.Popen(
             [BINARIES / "ingestd", *listen, *[str(a).replace("CONFIG", str(config)) for a in arguments]],
             user=user, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "TIDEGATE_EDGE__ALSO_LISTEN": "[]"},
         )  # fmt: skip
         try:
             for line in process.stderr:

@@ -79,6 +79,66 @@ def snowplow_browser(url, key, names, method="post"):
     return set(in_chromium({"/": page, "/page.js": snowplow_bundle()}))
 
 
+def segment_node(url, key, names):
+    """@segment/analytics-node."""
+    return node("segment", url, key, names)
+
+
+def rudderstack_node(url, key, names):
+    """@rudderstack/rudder-sdk-node, gzip."""
+    return node("rudderstack", url, key, names)
+
+
+def posthog_node(url, key, names):
+    """posthog-node, gzip."""
+    return node("posthog", url, key, names)
+
+
+def rudderstack(url, key, names):
+    """rudder-sdk-python, gzip, in the background as it comes."""
+    from rudderstack.analytics.client import Client
+
+    failed = set()
+    client = Client(
+        key, host=url, gzip=True, max_retries=3, upload_interval=0.05,
+        on_error=lambda error, items: failed.update(item["messageId"] for item in items),
+    )  # fmt: skip
+    for name in names:
+        client.track("user-1", "Signed Up", {"name": name, **DATA}, message_id=name)
+    client.flush()
+    client.join()
+    return set(names) - failed
+
+
+def loki(url, key, names):
+    """python-logging-loki, a request for each line."""
+    from logging_loki import LokiHandler
+
+    failed = set()
+
+    class Handler(LokiHandler):
+        def handleError(self, record):
+            self.emitter.close()
+            failed.add(json.loads(record.getMessage())["name"])
+
+    handler = Handler(url=f"{url}/loki/api/v1/push", tags={"app": "shop"}, auth=("shop", key), version="1")
+    logger = logging.Logger("shop")
+    logger.addHandler(handler)
+    for name in names:
+        logger.info(json.dumps({**DATA, "name": name}), extra={"tags": {"page": "/"}})
+    return set(names) - failed
+
+
+def winston_json(url, key, names):
+    """winston-loki, JSON."""
+    return node("loki", url, key, names, json=True)
+
+
+def winston_protobuf(url, key, names):
+    """winston-loki, protobuf in snappy's block format."""
+    return node("loki", url, key, names, json=False)
+
+
 # Not for the screen: each client says what it could not send.
 for _name in ("snowplow_tracker", "snowplow_tracker.emitters", "rudderstack", "backoff"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)

@@ -117,7 +117,7 @@ class Server:
         with open(self.said_file, "wb") as said:
             self.process = subprocess.Popen(
                 [str(part) for part in command],
-                env={**os.environ, "RUST_BACKTRACE": "0", **self.env},
+                env={**os.environ, "RUST_BACKTRACE": "0", "TIDEGATE_EDGE__ALSO_LISTEN": "[]", **self.env},
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said,
             )  # fmt: skip
         _alive.add(self)

@@ -77,6 +77,8 @@ codes! {
     SchemaViolation = 17, "schema_violation", dead;
     /// Two fields of the event stand for the same column (say `duration` and `duration_ms`).
     FieldConflict = 18, "field_conflict", dead;
+    /// What can be read as no event, kept as it came by a protocol that would send it again for ever.
+    Unreadable = 19, "unreadable", dead;
     /// Not JSON.
     InvalidJson = 64, "invalid_json", rejected;
     /// JSON, but not an object.

@@ -55,6 +55,7 @@ fn tenant() -> Tenant {
         pii_secret: Secret::default(),
         quota: Quota::default(),
         keys: Vec::new(),
+        pairs: Vec::new(),
     }
 }
 

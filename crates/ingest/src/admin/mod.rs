@@ -109,6 +109,7 @@ fn api_routes() -> Router<Shared> {
         .route("/log/quarantine/{partition}/{offset}/bytes", routing::get(log::bytes))
         .route("/tenants", routing::get(tenants::list).post(tenants::add))
         .route("/tenants/{tenant}/rotate", routing::post(tenants::rotate))
+        .route("/tenants/{tenant}/sigv4", routing::post(tenants::add_pair))
         .route("/tenants/{tenant}/public_keys", routing::post(tenants::add_public))
         .route("/tenants/{tenant}/public_keys/{key}/revoke", routing::post(tenants::revoke_public))
         .route("/tenants/{tenant}/quota", routing::post(tenants::quota))

@@ -60,12 +60,20 @@ fn shown(tenant: &Tenant) -> Value {
             "origins": key.public,
         })
     };
+    let pair = |pair: &crate::tenants::Pair| {
+        json!({
+            "access_key_id": pair.id,
+            "not_after": pair.not_after.map(time_text),
+            "event_types": pair.event_types,
+        })
+    };
     json!({
         "tenant": tenant.id,
         "enabled": tenant.enabled,
         "strict": tenant.strict,
         "quota": tenant.quota,
         "keys": tenant.keys.iter().map(key).collect::<Vec<_>>(),
+        "sigv4": tenant.pairs.iter().map(pair).collect::<Vec<_>>(),
     })
 }
 
@@ -120,6 +128,24 @@ pub(super) async fn rotate(
     tracing::info!(%tenant, "key rotated");
     let expires = rotated.old_keys_expire_at.map(time_text);
     Ok(Json(json!({ "tenant": tenant, "key": rotated.key, "old_keys_expire_at": expires })))
+}
+
+/// A SigV4 key pair, the only time that its secret is told.
+pub(super) async fn add_pair(
+    State(pipeline): State<Shared>,
+    Path(tenant): Path<String>,
+    Json(rotate): Json<Rotate>,
+) -> Result<Json<Value>, Problem> {
+    let tenant = named(&tenant)?;
+    let expire = rotate.expire_old_after_seconds.map(std::time::Duration::from_secs);
+    let pair = pipeline.tenants.add_pair(&tenant, expire).map_err(problem)?;
+    tracing::info!(%tenant, id = pair.id, "SigV4 key pair added");
+    Ok(Json(json!({
+        "tenant": tenant,
+        "access_key_id": pair.id,
+        "secret_access_key": pair.secret,
+        "old_pairs_expire_at": pair.old_pairs_expire_at.map(time_text),
+    })))
 }
 
 #[derive(Deserialize)]

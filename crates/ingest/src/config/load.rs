@@ -9,7 +9,10 @@ use toml::{Table, Value};
 
 use super::Config;
 use crate::{
-    edge::{EdgeConfig, protocol::PROTOCOLS},
+    edge::{
+        EdgeConfig,
+        protocol::{PROTOCOLS, naming},
+    },
     kafka::PartitionBy,
     log::{LogConfig, LogKind},
     sink::{SinkConfig, SinkConfigError, SinkKind, shadow::ShadowPlace},
@@ -127,7 +130,8 @@ fn no_stray_lists(table: &Table) -> Result<(), String> {
                 Value::Table(inner) if name != "options" => walk(inner, &format!("{path}{name}."))?,
                 Value::Array(_)
                     if path != "sink.filter."
-                        && !(path == "hop." && matches!(&**name, "normalizers" | "writers")) =>
+                        && !(path == "hop." && matches!(&**name, "normalizers" | "writers"))
+                        && !(path == "edge." && name == "also_listen") =>
                 {
                     return Err(format!("{path}{name} is no list"));
                 }
@@ -255,11 +259,20 @@ pub fn check(config: &Config) -> Vec<String> {
             need(false, &format!("sink {:?}: {fault}", sink.name));
         }
     }
-    for (name, listen) in [("edge", &config.edge.listen), ("admin", &config.admin.listen)] {
-        let port = listen.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
-        need(port.is_some(), &format!("{name}.listen: {listen:?} is no HOST:PORT"));
-    }
+    faults.extend(address_faults(config));
     faults
+}
+
+/// What is wrong with the addresses to listen on.
+fn address_faults(config: &Config) -> Vec<String> {
+    let also = config.edge.also_listen.iter().flatten().map(|listen| ("edge.also_listen", listen));
+    let own = [("edge.listen", &config.edge.listen), ("admin.listen", &config.admin.listen)];
+    let is_wrong = |listen: &String| {
+        let port = listen.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
+        port.is_none()
+    };
+    let wrong = own.into_iter().chain(also).filter(|(_, listen)| is_wrong(listen));
+    wrong.map(|(name, listen)| format!("{name}: {listen:?} is no HOST:PORT")).collect()
 }
 
 /// What is wrong with what is read, or taken, of nobody known.
@@ -268,6 +281,7 @@ fn keyless_faults(edge: &EdgeConfig) -> Vec<String> {
     if !(1..=4 << 20).contains(&edge.limits.unauthenticated_bytes.0) {
         faults.push("edge.limits.unauthenticated_bytes: at least 1, at most 4MiB".to_owned());
     }
+    faults.extend(naming::faults(&edge.event_types));
     for name in edge.open.keys() {
         let mut protocols = PROTOCOLS.iter();
         if !protocols.any(|protocol| protocol.name == name && protocol.login.may_be_open) {
@@ -393,7 +407,10 @@ mod tests {
                 "is none of parquet",
             ),
             ("[edge]\nlisten = \"here\"", "edge.listen"),
+            ("[edge]\nalso_listen = [\"127.0.0.1:0\", \"here\"]", "edge.also_listen"),
             ("[edge.open]\nevents = \"acme\"", "edge.open.events"),
+            ("[edge.event_types]\nhec = \"time\"", "edge.event_types.hec"),
+            ("[edge.event_types]\nsegment = \"type\"", "edge.event_types.segment"),
             ("[edge.limits]\nunauthenticated_bytes = 0", "edge.limits.unauthenticated_bytes"),
             ("[admin]\nlisten = \"127.0.0.1:99999\"", "admin.listen"),
         ] {

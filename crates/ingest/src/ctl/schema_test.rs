@@ -116,6 +116,7 @@ fn judge_all(args: &TestArgs, normalizer: &Normalizer) -> Result<Found, Fault> {
         pii_secret: Secret(b"ingestctl schema test".to_vec()),
         quota: Quota::default(),
         keys: Vec::new(),
+        pairs: Vec::new(),
     };
     let mut found = Found::default();
     let mut batches = Batches::new(input(&args.file)?, 1_000, 1 << 20);

@@ -29,6 +29,7 @@ Examples:
   ingestctl tenant set acme --events-per-second 10000
   ingestctl tenant list
   ingestctl tenant rotate acme --expire-old-after 1d
+  ingestctl tenant sigv4 acme
   ingestctl tenant disable acme")]
 pub struct TenantArgs {
     #[command(subcommand)]
@@ -89,6 +90,23 @@ Examples:
         #[arg(value_parser = tenant_name)]
         tenant: String,
         /// How long the old keys stay good; for ever if not given
+        #[arg(long, value_name = "SPAN")]
+        expire_old_after: Option<Span>,
+    },
+    /// Give a tenant a SigV4 key pair, for clients of the Firehose API
+    #[command(after_help = "\
+The secret is shown once and cannot be read again. A second pair stands beside the first; let that one
+expire when the new one is given out.
+
+Examples:
+  ingestctl tenant sigv4 acme
+  ingestctl tenant sigv4 acme --expire-old-after 7d
+  ingestctl tenant sigv4 acme --expire-old-after 0s        a secret that leaked")]
+    Sigv4 {
+        /// Which tenant
+        #[arg(value_parser = tenant_name)]
+        tenant: String,
+        /// How long the former pair stays good; until the next one if not given
         #[arg(long, value_name = "SPAN")]
         expire_old_after: Option<Span>,
     },
@@ -206,11 +224,13 @@ struct Listed {
     strict: bool,
     quota: Quota,
     keys: Vec<ListedKey>,
+    sigv4: Vec<ListedKey>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct ListedKey {
+    #[serde(alias = "access_key_id")]
     id: String,
     not_after: Option<String>,
     event_types: Option<Vec<String>>,
@@ -229,11 +249,10 @@ pub async fn run(args: TenantArgs, context: &Context) -> Result<Verdict, Fault> 
         TenantCommand::Show { tenant } => show(context, &tenant).await,
         TenantCommand::List => list(context).await,
         TenantCommand::Rotate { tenant, expire_old_after } => {
-            let mut body = Map::new();
-            if let Some(span) = expire_old_after {
-                body.insert("expire_old_after_seconds".to_owned(), span.0.as_secs().into());
-            }
-            new_key(context, &format!("{PATH}/{tenant}/rotate"), &Value::Object(body)).await
+            new_key(context, &format!("{PATH}/{tenant}/rotate"), &expiry(expire_old_after)).await
+        }
+        TenantCommand::Sigv4 { tenant, expire_old_after } => {
+            new_pair(context, &tenant, &expiry(expire_old_after)).await
         }
         TenantCommand::PublicKey(args) => public_key::add(&args, context).await,
         TenantCommand::Revoke(args) => public_key::revoke(&args, context).await,
@@ -301,6 +320,39 @@ async fn new_key(context: &Context, path: &str, body: &Value) -> Result<Verdict,
         Some(at) => remark(&format!("its old keys are good until {}", human::safe(at))),
         None if path.ends_with("/rotate") => remark("its old keys stay good"),
         None => {}
+    }
+    Ok(Verdict::Done)
+}
+
+fn expiry(old_after: Option<Span>) -> Value {
+    match old_after {
+        Some(span) => json!({ "expire_old_after_seconds": span.0.as_secs() }),
+        None => json!({}),
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct NewPair {
+    access_key_id: String,
+    secret_access_key: String,
+    old_pairs_expire_at: Option<String>,
+}
+
+async fn new_pair(context: &Context, tenant: &str, body: &Value) -> Result<Verdict, Fault> {
+    let path = format!("{PATH}/{tenant}/sigv4");
+    let document = context.admin()?.post(&path, body).await?;
+    if context.out.json {
+        context.out.document(&document)?;
+        return Ok(Verdict::Done);
+    }
+    let new: NewPair = admin::shape(&path, &document)?;
+    // As a shell takes them.
+    context.out.line(&format!("AWS_ACCESS_KEY_ID={}", human::safe(&new.access_key_id)))?;
+    context.out.line(&format!("AWS_SECRET_ACCESS_KEY={}", human::safe(&new.secret_access_key)))?;
+    remark(&format!("the SigV4 key pair of {tenant}; its secret is shown this once only"));
+    if let Some(at) = &new.old_pairs_expire_at {
+        remark(&format!("its former pair is good until {}", human::safe(at)));
     }
     Ok(Verdict::Done)
 }
@@ -427,6 +479,10 @@ impl Listed {
             lines.push((human::safe(name.as_str()), text));
         }
         lines.push(line("keys", self.keys()));
+        let pairs: Vec<String> = self.sigv4.iter().map(ListedKey::shown).collect();
+        if !pairs.is_empty() {
+            lines.push(line("SigV4 key pairs", pairs.join(", ")));
+        }
         lines
     }
 }

@@ -18,7 +18,7 @@ use crate::{
     books::ByReason,
     budget::{Full, Permit, Share},
     faults::{Bug, planted},
-    normalize::{Item, JudgeContext, Judged, Verdict},
+    normalize::{Item, JudgeContext, Judged, Verdict, unreadable},
     quota,
 };
 
@@ -132,15 +132,28 @@ pub(crate) fn sort(
         stopped: None,
     };
     let mut session = judge.session();
-    let outcome = feed(&mut |Arrived { place, found }, id| match found {
-        Found::Rejected(reason) => bench.reject(None, id, place, reason),
-        Found::Item(item) => match too_large(&item, bench.event_bytes) {
-            Some(reason) => bench.reject(None, item.event_id, place, reason),
-            None => {
-                let judged = session.judge(&bench.context, &item);
-                bench.take(judged, place)
-            }
-        },
+    let keeps = unreadable::keeps(order.protocol);
+    let outcome = feed(&mut |Arrived { place, found }, id| {
+        let item = match found {
+            Found::Rejected(reason) => return bench.reject(None, id, place, reason),
+            Found::Item(item) => item,
+        };
+        let unreadable = match too_large(&item, bench.event_bytes) {
+            Some(reason) if keeps => reason,
+            Some(reason) => return bench.reject(None, item.event_id, place, reason),
+            None => match session.judge(&bench.context, &item) {
+                Judged { verdict: Verdict::Rejected(reason), .. }
+                    if keeps && unreadable::is_about(reason.code) =>
+                {
+                    reason
+                }
+                judged => return bench.take(judged, place),
+            },
+        };
+        let wrapped = unreadable::wrap(item.raw, &unreadable);
+        let item = Item { raw: wrapped.as_bytes(), ..item };
+        let judged = session.judge(&bench.context, &item);
+        bench.take(judged, place)
     });
     outcome.map_err(|fault| Refusal::problem(fault.problem, fault.detail))?;
     bench.finish()

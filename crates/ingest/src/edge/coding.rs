@@ -28,6 +28,8 @@ pub(super) enum Coding {
     Zstd,
     Deflate,
     Brotli,
+    /// Its block format. No `Content-Encoding` names it: a protocol implies it.
+    Snappy,
 }
 
 /// Bounds of a decoded body.
@@ -104,6 +106,7 @@ impl Coding {
             }
             Self::Deflate => inflate(raw, &mut output)?,
             Self::Brotli => unbrotli(raw, &mut output)?,
+            Self::Snappy => unsnap(raw, &mut output)?,
         }
         Ok(output.bytes)
     }
@@ -261,6 +264,18 @@ fn unbrotli(raw: &[u8], output: &mut Output<'_>) -> Result<(), DecodeError> {
     output.end(used)
 }
 
+/// A block says first how large it is decoded: no more is made room for, nor less.
+fn unsnap(raw: &[u8], output: &mut Output<'_>) -> Result<(), DecodeError> {
+    let bytes = snap::raw::decompress_len(raw).map_err(|error| corrupt("snappy", &error))?;
+    if output.most() < bytes as u64 {
+        return Err(output.over());
+    }
+    output.permit.grow(bytes as u64)?;
+    output.bytes = vec![0; bytes];
+    let decoded = snap::raw::Decoder::new().decompress(raw, &mut output.bytes);
+    output.end(decoded.map_err(|error| corrupt("snappy", &error))?)
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 mod tests {
@@ -317,12 +332,17 @@ mod tests {
         zstd::encode_all(data, 3).unwrap()
     }
 
+    fn snappy(data: &[u8]) -> Vec<u8> {
+        snap::raw::Encoder::new().compress_vec(data).unwrap()
+    }
+
     type Encode = fn(&[u8]) -> Vec<u8>;
     const CODINGS: &[(Coding, Encode)] = &[
         (Coding::Gzip, gzip),
         (Coding::Zstd, zstd),
         (Coding::Deflate, zlib),
         (Coding::Deflate, raw_deflate),
+        (Coding::Snappy, snappy),
     ];
 
     #[track_caller]
@@ -380,11 +400,31 @@ mod tests {
             let budget = Budget::new(64 << 20);
             let mut permit = budget.unshared().try_take(0).unwrap();
             let error = coding.decode(&bomb, LIMITS, &mut permit).unwrap_err();
-            assert_eq!(error, DecodeError::Ratio { ratio: 100 }, "{coding:?}");
+            // Snappy does not reach that ratio.
+            let expected = match coding {
+                Coding::Snappy => DecodeError::TooLarge { limit: LIMITS.bytes },
+                _ => DecodeError::Ratio { ratio: 100 },
+            };
+            assert_eq!(error, expected, "{coding:?}");
             assert!(permit.bytes() <= (bomb.len() as u64 * 100).max(MIB) + 1, "{coding:?}");
             let lax = DecodeLimits { bytes: 4 << 20, ratio: u64::MAX };
             assert_eq!(decode(*coding, &bomb, lax), Err(DecodeError::TooLarge { limit: 4 << 20 }));
         }
+    }
+
+    #[test]
+    fn a_snappy_block_that_says_it_is_larger_or_smaller_than_it_is_costs_nothing() {
+        let said = |bytes: &[u8]| decode(Coding::Snappy, bytes, LIMITS);
+        // 1 GiB by its own word, in seven bytes.
+        let large = [0x80, 0x80, 0x80, 0x80, 0x04, 0x00, 0x61];
+        assert_eq!(said(&large), Err(DecodeError::Ratio { ratio: 100 }));
+        for broken in
+            [&[][..], &[5, 0x10, 0x61], &[1, 0x04, 0x61, 0x61], &[0xff], &[1], &large[..3]]
+        {
+            is_corrupt(said(broken));
+        }
+        assert_eq!(said(&[1, 0x00, 0x61]).unwrap(), b"a");
+        assert_eq!(said(&[0]).unwrap(), b"");
     }
 
     #[test]

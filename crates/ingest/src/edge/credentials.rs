@@ -5,6 +5,8 @@ use std::borrow::Cow;
 use base64::{Engine, engine::GeneralPurpose, engine::general_purpose};
 use http::{HeaderName, HeaderValue, header, request::Parts};
 
+use super::sigv4;
+
 /// A place for a key in the head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Carrier {
@@ -22,6 +24,8 @@ pub enum Carrier {
     ApiKeyScheme,
     /// `X-Amz-Firehose-Access-Key: <key>`
     FirehoseAccessKey,
+    /// `Authorization: AWS4-HMAC-SHA256 …`: no key, but what was signed with one ([`super::sigv4`]).
+    SigV4,
 }
 
 impl Carrier {
@@ -36,6 +40,7 @@ impl Carrier {
             Self::Splunk => "`Authorization: Splunk <key>`",
             Self::ApiKeyScheme => "`Authorization: ApiKey <key>`",
             Self::FirehoseAccessKey => "`X-Amz-Firehose-Access-Key`",
+            Self::SigV4 => "an AWS Signature Version 4 in `Authorization`",
         }
     }
 
@@ -57,6 +62,7 @@ impl Carrier {
             Self::BasicUser | Self::BasicPassword => "basic",
             Self::Splunk => "splunk",
             Self::ApiKeyScheme => "apikey",
+            Self::SigV4 => sigv4::ALGORITHM,
         };
         let (found, rest) = value.trim().split_once(' ')?;
         let rest = rest.trim();

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderMap, request::Parts};
+use sha2::Digest;
 use tidegate_event::{EncodedBatch, EventType, ReceivedAt};
 
 use super::{
@@ -11,7 +12,7 @@ use super::{
     away::Kept,
     coding::{Coding, DecodeError, DecodeLimits, from_headers},
     judge::Judge,
-    protocol::{Protocol, Routed, route},
+    protocol::{Protocol, Routed, implied_coding, route},
     work::{Done, Work},
 };
 use crate::{books::Tally, budget::Permit, tenants::Caller};
@@ -41,14 +42,29 @@ pub fn decode(
     (bytes, ratio): (u64, u64),
     permit: &mut Permit,
 ) -> Option<Result<Vec<u8>, Refused>> {
-    let coding = from_headers(headers).ok()?;
-    let decoded = coding.decode(raw, DecodeLimits { bytes, ratio }, permit);
-    Some(decoded.map_err(|error| match error {
+    Some(decoded(from_headers(headers).ok()?, raw, (bytes, ratio), permit))
+}
+
+/// Decodes a block of snappy's, which no header names.
+///
+/// # Errors
+/// [`Refused`]
+pub fn unsnap(raw: &[u8], limits: (u64, u64), permit: &mut Permit) -> Result<Vec<u8>, Refused> {
+    decoded(Coding::Snappy, raw, limits, permit)
+}
+
+fn decoded(
+    coding: Coding,
+    raw: &[u8],
+    (bytes, ratio): (u64, u64),
+    permit: &mut Permit,
+) -> Result<Vec<u8>, Refused> {
+    coding.decode(raw, DecodeLimits { bytes, ratio }, permit).map_err(|error| match error {
         DecodeError::Corrupt { .. } => Refused::Corrupt,
         DecodeError::TooLarge { limit } => Refused::TooLarge(limit),
         DecodeError::Ratio { ratio } => Refused::Ratio(ratio),
         DecodeError::Full(_) => Refused::Full,
-    }))
+    })
 }
 
 /// What is too much in a head.
@@ -62,6 +78,15 @@ pub fn too_large(parts: &Parts, limits: &Limits) -> Option<String> {
 pub fn serving(parts: &Parts) -> Option<&'static Protocol> {
     let Routed::Protocols(all) = route(&parts.method, parts.uri.path()) else { return None };
     all.into_iter().find(|protocol| (protocol.takes)(parts))
+}
+
+/// True where `claims` are a signature by `secret` over this head and an empty body.
+#[must_use]
+pub fn is_signed(parts: &Parts, claims: &str, secret: &[u8]) -> bool {
+    let Ok(claim) = super::sigv4::Claim::of(parts, claims, "firehose") else { return false };
+    let empty = sha2::Sha256::digest(b"").into();
+    let _ = claim.check(ReceivedAt(1_772_323_200_000_000));
+    claim.verify(parts, secret, &empty).is_ok()
 }
 
 /// A sane `X-Request-Id`.
@@ -105,7 +130,9 @@ pub fn run(
 ) -> Option<Outcome> {
     let work = Work {
         types: None,
-        coding: from_headers(&parts.headers).unwrap_or(Coding::Identity),
+        coding: implied_coding(&parts)
+            .or_else(|| from_headers(&parts.headers).ok())
+            .unwrap_or(Coding::Identity),
         parts: Arc::new(parts),
         body,
         protocol,

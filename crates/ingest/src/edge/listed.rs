@@ -25,7 +25,7 @@ const MOST: Duration = Duration::from_secs(1);
 pub(super) fn is_listed(parts: &Parts, coming: &Coming, refusal: &Refusal) -> bool {
     let declared = match coming {
         Coming::Unread(body) => http_body::Body::size_hint(body).exact(),
-        Coming::Read(_) => None,
+        Coming::Read(_) | Coming::Signed(..) => None,
     };
     Notes::are_wanted(parts)
         && matches!(refusal.kind, Kind::Shed(..))

@@ -5,20 +5,23 @@ use http::{HeaderValue, header, request::Parts};
 use http_body::Body;
 use hyper::body::Incoming;
 
+pub(super) mod signed;
+
 use super::{
     bench::no_memory,
     body::{self, ReadError, ReadLimits},
-    coding::DecodeLimits,
+    coding::{Coding, DecodeLimits},
     connection::Busy,
-    credentials::{self, Credentials},
+    credentials::{self, Carrier, Credentials},
     keyed::{self, PathKey},
     problem::Problem,
     protocol::Protocol,
     request::{Shared, coding_of, unreadable},
+    sigv4::BodyHash,
     work::undecodable,
 };
 use crate::{
-    budget::Permit,
+    budget::{Permit, Share},
     faults::{Bug, planted},
     tenants::Caller,
 };
@@ -32,6 +35,8 @@ pub(super) const EARLY_BYTES: u64 = 8 << 20;
 /// A request's body, read or still to be read.
 pub(super) enum Coming {
     Unread(Incoming),
+    /// Unread, and good only if it has this hash: the one that was signed.
+    Signed(Incoming, BodyHash),
     /// Read for the key in it.
     Read(Early),
 }
@@ -40,7 +45,7 @@ impl Coming {
     /// How many bytes were sent, where it is read.
     pub(super) fn length(&self) -> Option<u64> {
         match self {
-            Self::Unread(_) => None,
+            Self::Unread(_) | Self::Signed(..) => None,
             Self::Read(early) => Some(early.length),
         }
     }
@@ -70,6 +75,9 @@ pub(super) async fn caller(
     }
     let found = credentials::find(parts, protocol.login.carriers);
     match keyed::with_path(found, path_key) {
+        Credentials::Key(claims) if protocol.login.carriers == [Carrier::SigV4] => {
+            signed::caller(shared, (parts, protocol), &claims, body, busy).await
+        }
         Credentials::Key(key) => match known(shared, parts, protocol, &key) {
             Ok(caller) => Ok((caller, Coming::Unread(body))),
             Err(refusal) => {
@@ -141,39 +149,62 @@ fn refused(protocol: &Protocol, problem: Problem, detail: String) -> Refusal {
     Refusal::problem(problem, detail).with(header::WWW_AUTHENTICATE, challenge)
 }
 
-async fn early(shared: &Shared, parts: &Parts, body: Incoming) -> Result<Early, Refusal> {
-    let most = shared.limits.unauthenticated_bytes.0;
+/// A body that is read before its sender is known.
+struct Raw {
+    bytes: Bytes,
+    permit: Permit,
+    coding: Coding,
+}
+
+/// Reads a body up to `most` bytes; `mend` says what to do about one that is larger.
+async fn read_early(
+    shared: &Shared,
+    parts: &Parts,
+    body: Incoming,
+    share: &Share,
+    (most, mend): (u64, &str),
+) -> Result<Raw, Refusal> {
     let declared = body.size_hint().exact();
-    let too_large = || {
-        let detail = format!(
-            "a body that has its key in it may have {most} bytes, as sent and decoded; send it in \
-             parts, or the key in a header"
-        );
-        Refusal::problem(Problem::BODY_TOO_LARGE, detail)
-    };
+    let too_large = || Refusal::problem(Problem::BODY_TOO_LARGE, mend);
     if declared.is_some_and(|bytes| most < bytes) {
         return Err(too_large());
     }
     let coding = coding_of(parts)?;
     let limits = ReadLimits { bytes: most, ..shared.read_limits() };
+    match body::read(body, limits, share).await {
+        Ok((bytes, permit)) => Ok(Raw { bytes, permit, coding }),
+        Err(ReadError::TooLarge { .. }) => Err(too_large()),
+        Err(ReadError::Full(full)) => Err(no_memory(full, share)),
+        Err(error) => Err(unreadable(&error, share)),
+    }
+}
+
+impl Raw {
+    /// Decoded, to at most `most` bytes.
+    fn decoded(mut self, shared: &Shared, most: u64) -> Result<Early, Refusal> {
+        let length = self.bytes.len() as u64;
+        let bytes = match self.coding {
+            Coding::Identity => self.bytes,
+            _ => {
+                let limits = DecodeLimits { bytes: most, ratio: shared.limits.ratio };
+                let decoded = self.coding.decode(&self.bytes, limits, &mut self.permit);
+                let decoded = decoded.map_err(|error| undecodable(&error, &self.permit))?;
+                drop(self.bytes);
+                self.permit.shrink_to(decoded.capacity() as u64);
+                decoded.into()
+            }
+        };
+        Ok(Early { bytes, length, permit: self.permit })
+    }
+}
+
+async fn early(shared: &Shared, parts: &Parts, body: Incoming) -> Result<Early, Refusal> {
+    let most = shared.limits.unauthenticated_bytes.0;
+    let mend = format!(
+        "a body that has its key in it may have {most} bytes, as sent and decoded; send it in parts, \
+         or the key in a header"
+    );
     let share = shared.early.unshared();
-    let (raw, mut permit) = match body::read(body, limits, &share).await {
-        Ok(read) => read,
-        Err(ReadError::TooLarge { .. }) => return Err(too_large()),
-        Err(ReadError::Full(full)) => return Err(no_memory(full, &share)),
-        Err(error) => return Err(unreadable(&error, &share)),
-    };
-    let length = raw.len() as u64;
-    let bytes = match coding {
-        super::coding::Coding::Identity => raw,
-        _ => {
-            let limits = DecodeLimits { bytes: most, ratio: shared.limits.ratio };
-            let decoded = coding.decode(&raw, limits, &mut permit);
-            let decoded = decoded.map_err(|error| undecodable(&error, &permit))?;
-            drop(raw);
-            permit.shrink_to(decoded.capacity() as u64);
-            decoded.into()
-        }
-    };
-    Ok(Early { bytes, length, permit })
+    let raw = read_early(shared, parts, body, &share, (most, &mend)).await?;
+    raw.decoded(shared, most)
 }

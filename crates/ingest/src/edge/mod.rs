@@ -14,6 +14,7 @@ mod door;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+mod grpc;
 mod head;
 pub mod judge;
 mod keyed;
@@ -25,6 +26,7 @@ pub mod protocol;
 mod request;
 mod routing;
 mod server;
+mod sigv4;
 mod tls;
 pub(crate) mod turns;
 mod work;
@@ -47,6 +49,12 @@ pub use tls::TlsError;
 pub struct EdgeConfig {
     /// Where to listen.
     pub listen: String,
+    /// Where else, with the same protocols and TLS; absent: nowhere, or in `--dev` where OTLP's clients
+    /// send if nobody tells them.
+    pub also_listen: Option<Vec<String>>,
+    /// The same, but it starts where one of these is taken.
+    #[serde(skip)]
+    pub optional_listen: Vec<String>,
     /// `[edge.tls]`; absent: plain HTTP.
     pub tls: Option<TlsConfig>,
     /// `[edge.limits]`
@@ -55,16 +63,21 @@ pub struct EdgeConfig {
     pub timeouts: Timeouts,
     /// `[edge.open]`: by protocol, the tenant to whom belongs what comes without a key.
     pub open: BTreeMap<String, TenantId>,
+    /// `[edge.event_types]`: by protocol, what names the types of its events.
+    pub event_types: BTreeMap<String, String>,
 }
 
 impl Default for EdgeConfig {
     fn default() -> Self {
         Self {
             listen: "127.0.0.1:8080".to_owned(),
+            also_listen: None,
+            optional_listen: Vec::new(),
             tls: None,
             limits: Limits::default(),
             timeouts: Timeouts::default(),
             open: BTreeMap::new(),
+            event_types: BTreeMap::new(),
         }
     }
 }

@@ -33,6 +33,9 @@ problems! {
     KEY_MISSING = 401, "key_missing", "No key.";
     KEY_INVALID = 401, "key_invalid", "Not a live key.";
     KEY_CONFLICT = 401, "key_conflict", "More than one key.";
+    SIGNATURE_INCOMPLETE = 401, "signature_incomplete", "The signature lacks something, or is not of its form.";
+    SIGNATURE_EXPIRED = 401, "signature_expired", "The signature is of another time.";
+    SIGNATURE_WRONG = 401, "signature_wrong", "The signature does not match.";
     TYPES_FORBIDDEN = 403, "types_forbidden", "The key may send none of these event types.";
     KEY_FORBIDDEN = 403, "key_forbidden", "The key may not be used so.";
     NO_SUCH_PATH = 404, "no_such_path", "There is nothing at this path.";

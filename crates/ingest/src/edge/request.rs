@@ -24,13 +24,13 @@ use super::{
     body::{self, ReadError, ReadLimits},
     coding::{self, Coding},
     connection::Busy,
-    head,
+    grpc, head,
     keyed::{self, PathKey},
     listed,
     login::{self, Coming},
     over,
     problem::Problem,
-    protocol::{Call, Notes, Outcomes, Protocol, Sorted, Tells},
+    protocol::{self, Call, Noted, Notes, Outcomes, Protocol, Sorted, Tells, naming::Naming},
     routing::{self, Next},
     turns::Turns,
     work::{Done, Packed, Work},
@@ -41,7 +41,7 @@ use crate::{
     clock::Clock,
     faults::{self, Bug, Point, planted},
     metrics,
-    quota::{Account, Admitted, Quotas},
+    quota::{Account, Admitted, Quotas, Types},
     shed::{Pressure, ShedReason},
     tenants::{Caller, Tenants},
     writer::AppendError,
@@ -58,8 +58,12 @@ pub(super) struct Shared {
     pub budget: Arc<Budget>,
     /// For bodies that are read before anybody is known.
     pub early: Arc<Budget>,
+    /// For bodies that are read before the signature over them is checked.
+    pub unproven: Arc<Budget>,
     /// Whose it is what comes without a key, by protocol.
     pub open: BTreeMap<String, TenantId>,
+    /// What names the types of events, by protocol.
+    pub event_types: Arc<BTreeMap<String, String>>,
     pub pressure: Arc<dyn Pressure>,
     pub quotas: Arc<Quotas>,
     pub draining: AtomicBool,
@@ -146,15 +150,24 @@ impl Exchange {
 }
 
 /// Answers one request.
-pub(super) async fn serve(shared: Arc<Shared>, request: Request<Incoming>, busy: Busy) -> Answer {
+pub(super) async fn serve(
+    shared: Arc<Shared>,
+    request: Request<Incoming>,
+    busy: Busy,
+) -> grpc::Sent {
     // Those that come while draining are refused: the end does not wait for them.
     let _leave = (!shared.draining.load(Ordering::SeqCst)).then(|| Leave::enter(&shared));
     let started = Instant::now();
     let (mut parts, body) = request.into_parts();
+    let now = shared.clock.now();
     let path_key = keyed::take(&mut parts);
     Notes::begin(&mut parts);
+    if !shared.event_types.is_empty() {
+        parts.extensions.insert(Naming(Arc::clone(&shared.event_types)));
+    }
+    Noted::begin(&mut parts, now);
     let parts = Arc::new(parts);
-    let base_id = new_id(shared.clock.now());
+    let base_id = new_id(now);
     let request_id = match head::request_id(&parts.headers) {
         Some(id) => id.to_owned(),
         None => base_id.to_string(),
@@ -195,7 +208,7 @@ pub(super) async fn serve(shared: Arc<Shared>, request: Request<Incoming>, busy:
     let name = exchange.protocol.map_or("none", |protocol| protocol.name);
     metrics::requests(name, answer.status().as_str(), 1);
     metrics::request_seconds(name, started.elapsed().as_secs_f64());
-    answer
+    grpc::sent(&parts, answer)
 }
 
 /// A UUIDv7. Its 74 random bits are drawn without a system call.
@@ -285,7 +298,7 @@ async fn respond(
     let shown = (&exchange.busy, exchange.path_key.as_ref());
     let (caller, coming) = login::caller(shared, parts, first, body, shown).await?;
     exchange.busy.is_known(&caller.tenant.id);
-    exchange.unread &= matches!(coming, Coming::Unread(_));
+    exchange.unread &= !matches!(coming, Coming::Read(_));
     let declared = coming.length().or(declared);
     // From here on no way out, not even a client that hangs up, leaves nothing in the books.
     let mut unread = shared.books.unread(&caller.tenant.id, declared);
@@ -294,12 +307,7 @@ async fn respond(
     let (protocol, coding, mut admitted) = match gated {
         Ok(gated) => gated,
         Err(refusal) => {
-            if exchange.passes_over && listed::is_listed(parts, &coming, &refusal) {
-                exchange.items = listed::items(shared, parts, first, coming, &share).await;
-                exchange.unread &= exchange.items.is_none();
-            } else {
-                pass_over(shared, coming, &share, exchange, &refusal).await;
-            }
+            pass_over(shared, first, coming, &share, exchange, &refusal).await;
             return Err(refusal);
         }
     };
@@ -312,6 +320,11 @@ async fn respond(
     admitted.read(length);
     let types = exchange.account.as_ref().map(Account::types);
     let received_at = shared.clock.now();
+    if let Some(question) = protocol::question(protocol, parts) {
+        drop(unread.count(received_at, Vec::new()));
+        let known = types.as_ref().map(Types::names).unwrap_or_default();
+        return question.ask(exchange.call(), (&bytes, coding), caller.event_types(), known);
+    }
     let work = Work {
         parts: Arc::clone(parts),
         body: bytes,
@@ -344,7 +357,17 @@ async fn receive(
             drop(receiving);
             let (bytes, permit) = read.map_err(|error| unreadable(&error, share))?;
             let length = bytes.len() as u64;
+            if grpc::is_grpc(&exchange.parts) {
+                let (bytes, coding) = grpc::message(&exchange.parts, bytes)?;
+                return Ok((bytes, permit, coding, length));
+            }
             Ok((bytes, permit, coding, length))
+        }
+        Coming::Signed(body, hash) => {
+            let unread = receive(shared, Coming::Unread(body), coding, share, exchange);
+            let received = Box::pin(unread).await?;
+            login::signed::check(&received.0, &hash).await?;
+            Ok(received)
         }
         Coming::Read(early) => {
             // From what nobody is known by to what the tenant may hold.
@@ -358,12 +381,19 @@ async fn receive(
 /// Reads over the body of a refused request, so that its connection may stay.
 async fn pass_over(
     shared: &Arc<Shared>,
+    protocol: &Protocol,
     coming: Coming,
     share: &Share,
     exchange: &mut Exchange,
     refusal: &Refusal,
 ) {
-    let Coming::Unread(body) = coming else { return };
+    let parts = Arc::clone(&exchange.parts);
+    if exchange.passes_over && listed::is_listed(&parts, &coming, refusal) {
+        exchange.items = listed::items(shared, &parts, protocol, coming, share).await;
+        exchange.unread &= exchange.items.is_none();
+        return;
+    }
+    let (Coming::Unread(body) | Coming::Signed(body, _)) = coming else { return };
     if exchange.unread && over::may_pass(refusal, exchange.passes_over) {
         let (busy, multiplexed) = (&exchange.busy, exchange.parts.version == Version::HTTP_2);
         let refused = over::Refused { body, busy, share, multiplexed };
@@ -412,34 +442,23 @@ fn gate(
     let admitted = account
         .admit(declared, line, exchange.busy.patience())
         .map_err(|refused| Refusal::over_quota(&refused))?;
-    let Some(protocol) = taker else { return Err(wrong_media_type(parts, candidates)) };
+    let Some(protocol) = taker else { return Err(routing::wrong_media_type(parts, candidates)) };
     exchange.protocol = Some(protocol);
     let coding = coding_of(parts)?;
     Ok((protocol, coding, admitted))
 }
 
-/// The content coding that the head names.
+/// The content coding that the head names, or the protocol.
 pub(super) fn coding_of(parts: &Parts) -> Result<Coding, Refusal> {
+    if let Some(coding) = protocol::implied_coding(parts) {
+        return Ok(coding);
+    }
     coding::from_headers(&parts.headers).map_err(|found| {
         let detail =
             format!("the content coding is {found}; one of these is taken: {}", coding::TAKEN);
         Refusal::problem(Problem::CONTENT_CODING, detail)
             .with(header::ACCEPT_ENCODING, HeaderValue::from_static(coding::TAKEN))
     })
-}
-
-fn wrong_media_type(parts: &Parts, candidates: &[&'static Protocol]) -> Refusal {
-    let found = parts.headers.get(header::CONTENT_TYPE).map_or_else(
-        || "there is no Content-Type".to_owned(),
-        |value| {
-            let text = String::from_utf8_lossy(value.as_bytes());
-            format!("the Content-Type is {:?}", text.chars().take(100).collect::<String>())
-        },
-    );
-    let taken: Vec<&str> = candidates.iter().map(|protocol| protocol.media_types).collect();
-    let detail = format!("{found}; taken here, in UTF-8: {}", taken.join(", "));
-    Refusal::problem(Problem::MEDIA_TYPE, detail)
-        .with(header::ACCEPT_ENCODING, HeaderValue::from_static(coding::TAKEN))
 }
 
 pub(super) fn unreadable(error: &ReadError, share: &Share) -> Refusal {
@@ -475,7 +494,9 @@ async fn run<T: Send + 'static>(
 ) -> Result<T, Refusal> {
     let light = match work.coding {
         Coding::Identity => LIGHT_BYTES,
-        Coding::Gzip | Coding::Zstd | Coding::Deflate | Coding::Brotli => LIGHT_CODED_BYTES,
+        Coding::Gzip | Coding::Zstd | Coding::Deflate | Coding::Brotli | Coding::Snappy => {
+            LIGHT_CODED_BYTES
+        }
     };
     if work.body.len() <= SMALL_BYTES && work.coding == Coding::Identity {
         return compute(work);

@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::join_all;
 use hyper::service::service_fn;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -31,7 +32,7 @@ use super::{
     connection::{LAST_WORDS, Pulse, Watched},
     crowd::Place,
     door::{Door, Room},
-    login::EARLY_BYTES,
+    login::{EARLY_BYTES, signed::POOL_BYTES},
     request::{self, Shared},
     tls::{Tls, TlsError},
     turns::Turns,
@@ -65,8 +66,10 @@ pub struct EdgeParts {
 #[derive(Debug, thiserror::Error)]
 pub enum EdgeError {
     /// The address cannot be listened on.
-    #[error("edge.listen {listen:?}: {source}")]
+    #[error("{what} {listen:?}: {source}")]
     Listen {
+        /// Which value of the configuration.
+        what: &'static str,
         /// The address.
         listen: String,
         /// What the system says.
@@ -81,6 +84,7 @@ pub enum EdgeError {
 pub struct Edge {
     listener: TcpListener,
     address: SocketAddr,
+    also: Vec<(TcpListener, SocketAddr)>,
     inner: Arc<Inner>,
 }
 
@@ -154,9 +158,8 @@ pub async fn bind(parts: EdgeParts) -> Result<Edge, EdgeError> {
         Some(files) => Some(Arc::new(Tls::load(files, Arc::clone(&clock))?)),
         None => None,
     };
-    let listen = |source| EdgeError::Listen { listen: config.listen.clone(), source };
-    let listener = open(&config.listen).await.map_err(listen)?;
-    let address = listener.local_addr().map_err(listen)?;
+    let (listener, address) = listen("edge.listen", &config.listen).await?;
+    let also = also(&config).await?;
     let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let places = config.limits.connections.clamp(1, 1 << 28);
     let bytes = if tls.is_some() { TLS_CONNECTION_BYTES } else { CONNECTION_BYTES };
@@ -171,7 +174,9 @@ pub async fn bind(parts: EdgeParts) -> Result<Edge, EdgeError> {
         clock,
         budget,
         early: Budget::new(EARLY_BYTES),
+        unproven: Budget::new(POOL_BYTES),
         open: config.open,
+        event_types: Arc::new(config.event_types),
         pressure,
         quotas,
         draining: AtomicBool::new(false),
@@ -186,7 +191,31 @@ pub async fn bind(parts: EdgeParts) -> Result<Edge, EdgeError> {
         door,
         connections: AtomicUsize::new(0),
     });
-    Ok(Edge { listener, address, inner })
+    Ok(Edge { listener, address, also, inner })
+}
+
+async fn listen(what: &'static str, address: &str) -> Result<(TcpListener, SocketAddr), EdgeError> {
+    let fault = |source| EdgeError::Listen { what, listen: address.to_owned(), source };
+    let listener = open(address).await.map_err(fault)?;
+    let address = listener.local_addr().map_err(fault)?;
+    Ok((listener, address))
+}
+
+/// What is listened on besides; an address that may be taken is gone on without.
+async fn also(config: &EdgeConfig) -> Result<Vec<(TcpListener, SocketAddr)>, EdgeError> {
+    let mut also = Vec::new();
+    for address in config.also_listen.iter().flatten() {
+        also.push(listen("edge.also_listen", address).await?);
+    }
+    for address in &config.optional_listen {
+        match listen("edge.also_listen", address).await {
+            Ok(listener) => also.push(listener),
+            Err(error) => tracing::warn!(
+                "{error}: going on without it; OTLP's clients reach this server at edge.listen, too"
+            ),
+        }
+    }
+    Ok(also)
 }
 
 /// How many connections the system may hold that are not accepted yet. With the usual 128 a burst of
@@ -284,6 +313,11 @@ impl Edge {
         self.address
     }
 
+    /// Where it listens besides.
+    pub fn also_addrs(&self) -> impl Iterator<Item = SocketAddr> {
+        self.also.iter().map(|(_, address)| *address)
+    }
+
     /// For steering it while it serves.
     #[must_use]
     pub fn handle(&self) -> EdgeHandle {
@@ -292,14 +326,17 @@ impl Edge {
 
     /// Serves until it is drained.
     pub async fn serve(self) {
-        let Self { listener, inner, .. } = self;
+        let Self { listener, also, inner, .. } = self;
+        let listeners: Vec<TcpListener> = std::iter::once(listener)
+            .chain(also.into_iter().map(|(listener, _)| listener))
+            .collect();
         let watcher = inner.tls.clone().map(|tls| tokio::spawn(tls.watch()));
         let deadline = tokio::select! {
             deadline = inner.drained() => deadline,
-            () = accept(&listener, &inner) => Instant::now(),
+            _all = join_all(listeners.iter().map(|listener| accept(listener, &inner))) => Instant::now(),
             () = inner.report() => Instant::now(),
         };
-        drop(listener);
+        drop(listeners);
         if let Some(watcher) = watcher {
             watcher.abort();
         }

@@ -20,7 +20,7 @@ use crate::{
     budget::Permit,
     faults::{Bug, planted},
     hop::ask::{Head, ItemsEncoder},
-    normalize::JudgeContext,
+    normalize::{Item, JudgeContext, unreadable},
     quota::Types,
     tenants::Caller,
 };
@@ -114,6 +114,10 @@ impl Work {
             match found {
                 Found::Rejected(reason) => items.rejected(place, None, &reason),
                 Found::Item(item) => match too_large(&item, event_bytes) {
+                    Some(reason) if unreadable::keeps(self.protocol.name) => {
+                        let wrapped = unreadable::wrap(item.raw, &reason);
+                        items.item(place, &Item { raw: wrapped.as_bytes(), ..item });
+                    }
                     Some(reason) => items.rejected(place, item.event_id, &reason),
                     None => items.item(place, &item),
                 },

@@ -15,6 +15,7 @@ mod text;
 pub use array::split_array;
 pub use field::{Field, Kind};
 pub use scan::{Flaw, Object, ScanLimits, scan_object};
+pub(crate) use text::plain_end;
 pub use text::{push_pointer, quote, short, trim, unescape};
 
 use tidegate_event::Code;

@@ -62,17 +62,23 @@ fn code_point(digits: &str) -> (char, &str) {
 /// Appends `text` as a JSON string, quotes included.
 pub fn quote(text: &str, into: &mut String) {
     into.push('"');
-    for c in text.chars() {
-        match c {
-            '"' => into.push_str("\\\""),
-            '\\' => into.push_str("\\\\"),
-            '\n' => into.push_str("\\n"),
-            '\r' => into.push_str("\\r"),
-            '\t' => into.push_str("\\t"),
+    let mut rest = text;
+    loop {
+        // What has to be escaped is ASCII: a slice up to it is whole characters.
+        let (plain, behind) = rest.split_at(plain_end(rest.as_bytes(), 0));
+        into.push_str(plain);
+        let mut chars = behind.chars();
+        match chars.next() {
+            None => break,
+            Some('"') => into.push_str("\\\""),
+            Some('\\') => into.push_str("\\\\"),
+            Some('\n') => into.push_str("\\n"),
+            Some('\r') => into.push_str("\\r"),
+            Some('\t') => into.push_str("\\t"),
             // Writing to a String cannot fail.
-            c if c < ' ' => drop(write!(into, "\\u{:04x}", u32::from(c))),
-            c => into.push(c),
+            Some(c) => drop(write!(into, "\\u{:04x}", u32::from(c))),
         }
+        rest = chars.as_str();
     }
     into.push('"');
 }
@@ -111,7 +117,7 @@ pub fn short(value: &str) -> Cow<'_, str> {
 /// Where the next quote, backslash or control character stands from `at` on, or the end; looked for
 /// eight bytes at a time.
 #[inline]
-pub(super) fn plain_end(bytes: &[u8], mut at: usize) -> usize {
+pub(crate) fn plain_end(bytes: &[u8], mut at: usize) -> usize {
     const ONES: u64 = 0x0101_0101_0101_0101;
     const HIGH: u64 = ONES << 7;
     while let Some(chunk) = bytes.get(at..).and_then(<[u8]>::first_chunk::<8>) {

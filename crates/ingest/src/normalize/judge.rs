@@ -12,6 +12,7 @@ use super::{
     reserved::{Reserved, event_id, event_time, ours},
     schema::Schema,
     set::SchemaSet,
+    unreadable,
 };
 use crate::faults::{Bug, planted};
 use crate::json::{Object, push_pointer, quote, scan_object, short};
@@ -111,7 +112,8 @@ impl Normalizer {
         let forbidden = known.is_some() && forbids(context, event_type.as_str());
         let (id, id_fault) = split(id);
         let (time, time_fault) = split(time);
-        let mut dead = id_fault.or(time_fault).or(named.fault);
+        let unreadable = unreadable::reason(object, text);
+        let mut dead = id_fault.or(time_fault).or(named.fault).or(unreadable);
         if dead.is_none() && !forbidden {
             let flaw = object
                 .flaw()

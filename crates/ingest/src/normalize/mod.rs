@@ -14,6 +14,7 @@
 //! | `pii` | drop, hash, mask |
 //! | `project` | rows |
 //! | `schema`, `set`, `store`, `fault` | one schema, all of a folder, contents by hash, what is wrong |
+//! | `unreadable` | what can be no event, kept whole |
 //! | `guess` | where the previous event had its fields |
 
 mod check;
@@ -34,6 +35,7 @@ mod store;
 #[cfg(test)]
 mod tests;
 mod unit;
+pub mod unreadable;
 
 pub use fault::SchemaFault;
 pub use fields::Cell;

@@ -27,7 +27,7 @@ use crate::{
     clock::{Clock, SystemClock},
     config::{self, Config, ConfigError, Role, Size},
     control::Control,
-    edge::{self, Behind, EdgeParts, protocol::PROTOCOLS},
+    edge::{self, Behind, EdgeConfig, EdgeParts, protocol::PROTOCOLS},
     log::LogHandle,
     normalize::{Normalizer, SchemaStore},
     quota::{self, Quotas},
@@ -127,6 +127,9 @@ pub async fn run(options: Options) -> Result<(), StartError> {
     if options.dev && loopback {
         open_to_dev(&mut config);
     }
+    if options.dev {
+        config.edge.optional_listen = otlp_ports(&config.edge);
+    }
     let building = Building { config, options, dev_key: dev_key.clone() };
     let runtime = tokio::runtime::Handle::current();
     // Recovery reads files and may take a while: not on a thread that serves.
@@ -195,6 +198,14 @@ fn open_to_dev(config: &mut Config) {
     let Ok(dev) = TenantId::new("dev") else { return };
     for protocol in PROTOCOLS.iter().filter(|protocol| protocol.login.may_be_open) {
         config.edge.open.entry(protocol.name.to_owned()).or_insert_with(|| dev.clone());
+    }
+}
+
+/// The ports that OTLP's clients send to where nobody tells them, on the host of `edge.listen`.
+fn otlp_ports(edge: &EdgeConfig) -> Vec<String> {
+    match (&edge.also_listen, edge.listen.rsplit_once(':')) {
+        (None, Some((host, _))) => [4317, 4318].map(|port| format!("{host}:{port}")).into(),
+        _ => Vec::new(),
     }
 }
 
@@ -432,7 +443,9 @@ impl Built {
             pressure,
             quotas: Arc::clone(&self.quotas),
         };
-        edge::bind(parts).await.map_err(part("edge"))
+        let edge = edge::bind(parts).await.map_err(part("edge"))?;
+        edge.also_addrs().for_each(|also| tracing::info!(listen = %also, "listening here, too"));
+        Ok(edge)
     }
 
     async fn listen(self) -> Result<(Arc<Pipeline>, Serving, Option<quota::Fleet>), StartError> {

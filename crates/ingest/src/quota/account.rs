@@ -352,6 +352,12 @@ impl Types {
         lock(&self.entry.known).contains(event_type)
     }
 
+    /// All that it has named, in no order.
+    #[must_use]
+    pub fn names(&self) -> Vec<EventType> {
+        lock(&self.entry.known).iter().cloned().collect()
+    }
+
     /// How many it may name.
     #[must_use]
     pub fn most(&self) -> u64 {

@@ -18,8 +18,9 @@ const NOON: Moment = Moment { day: 20_000, left_seconds: 43_200 };
 
 fn limits(quota: Quota) -> Limits {
     let id = TenantId::new("acme").unwrap();
-    let (pii_secret, keys) = (Secret::default(), Vec::new());
-    Limits::of(&Arc::new(Tenant { id, enabled: true, strict: false, pii_secret, quota, keys }))
+    let (pii_secret, keys, pairs) = (Secret::default(), Vec::new(), Vec::new());
+    let tenant = Tenant { id, enabled: true, strict: false, pii_secret, quota, keys, pairs };
+    Limits::of(&Arc::new(tenant))
 }
 
 fn events(per_second: u64, burst: u64) -> Quota {

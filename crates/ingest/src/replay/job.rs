@@ -6,8 +6,7 @@
 //! window, judged by the schemas that the plan pins), and their state lies in the job's own folder.
 
 use std::{
-    collections::HashMap,
-    path::{Path, PathBuf},
+    collections::{BTreeMap, HashMap},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -16,26 +15,27 @@ use serde::{Deserialize, Serialize};
 use tidegate_event::{Offset, ReceivedAt, SchemaRef};
 
 use super::{
-    Judging, Plan, PlanId, SchemaPin, ShadowPlace, ShadowSink,
+    Judging, Plan, SchemaPin, ShadowPlace, ShadowSink, Slice,
+    folder::Folder,
     jobs::JobsParts,
     judge::Again,
     memory::Memory,
     pace::{Pace, Processors},
+    parts::{self, Part},
     source::WindowSource,
 };
 use crate::{
     budget::Permit,
     normalize::{Normalizer, Schema, SchemaEntry},
     sink::{
-        self, SinkConfig, SinkContext, SinkParts, SinkState, Sinks,
+        self, Sink, SinkConfig, SinkContext, SinkParts, SinkState, Sinks,
         lake::{Project, Schemas},
         source::{LogSource, SourceHold},
-        state::State,
     },
-    storage::{self, Storage},
 };
 
-const FORMAT: u32 = 1;
+/// Of what is kept.
+pub(super) const FORMAT: u32 = 1;
 const TICK: Duration = Duration::from_millis(100);
 
 /// How a job stands.
@@ -68,7 +68,7 @@ impl JobState {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Saved {
-    format: u32,
+    pub(super) format: u32,
     /// How it stands.
     pub state: JobState,
     /// Who applied the plan.
@@ -105,140 +105,11 @@ impl Saved {
     }
 }
 
-/// What a job's shadow of one sink came to.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Progress {
-    /// The live sink's name.
-    pub sink: String,
-    /// Events it will hold in the end.
-    pub events: u64,
-    /// Of these, written.
-    pub stored: u64,
-    /// Of these, what the destination refuses for good; set aside in the job's folder.
-    pub quarantined: u64,
-}
-
-/// Where all of one job lies.
-#[derive(Clone, Debug)]
-pub struct Folder {
-    dir: PathBuf,
-}
-
-impl Folder {
-    /// That of a plan.
-    #[must_use]
-    pub fn of(data_dir: &Path, plan: &PlanId) -> Self {
-        Self { dir: data_dir.join("replay").join(plan.as_str()) }
-    }
-
-    /// The folder itself.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.dir
-    }
-
-    /// Writes plan and state, durably: from now on there is such a job.
-    ///
-    /// # Errors
-    /// As the disk's.
-    pub fn create(&self, storage: &dyn Storage, plan: &Plan, saved: &Saved) -> std::io::Result<()> {
-        let sinks = self.dir.join("sinks");
-        storage.create_dir_all(&sinks)?;
-        // Of a job whose removal was cut: its cursors would say that the shadow is written.
-        for name in storage.list(&sinks)? {
-            storage.remove(&sinks.join(name))?;
-        }
-        let mut folder = Some(sinks.as_path());
-        // Each name up to the data folder's.
-        for _ in 0..3 {
-            folder = folder.and_then(Path::parent);
-            folder.map_or(Ok(()), |folder| storage.sync_dir(folder))?;
-        }
-        storage::replace(storage, &self.dir.join("plan.json"), &serde_json::to_vec(plan)?)?;
-        self.save(storage, saved)
-    }
-
-    /// Removes all that is in it, the state first: without it there is no job.
-    ///
-    /// # Errors
-    /// As the disk's; what is left is no job.
-    pub fn remove(&self, storage: &dyn Storage) -> std::io::Result<()> {
-        storage.remove(&self.dir.join("job.json"))?;
-        storage.sync_dir(&self.dir)?;
-        std::fs::remove_dir_all(&self.dir)
-    }
-
-    /// Replaces the state, durably.
-    ///
-    /// # Errors
-    /// As the disk's.
-    pub fn save(&self, storage: &dyn Storage, saved: &Saved) -> std::io::Result<()> {
-        storage::replace(storage, &self.dir.join("job.json"), &serde_json::to_vec(saved)?)
-    }
-
-    /// What is kept; `None` for a folder whose job was never whole.
-    ///
-    /// # Errors
-    /// What is wrong with a file.
-    pub fn load(&self, storage: &dyn Storage) -> Result<Option<(Plan, Saved)>, String> {
-        let read = |name: &str| {
-            let path = self.dir.join(name);
-            match storage.read(&path) {
-                Ok(bytes) => Ok(Some(bytes)),
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-                Err(error) => Err(format!("{}: {error}", path.display())),
-            }
-        };
-        let (Some(plan), Some(saved)) = (read("plan.json")?, read("job.json")?) else {
-            return Ok(None);
-        };
-        let plan = Plan::read(&plan).map_err(|e| format!("{}: {e}", self.dir.display()))?;
-        let saved: Saved = serde_json::from_slice(&saved)
-            .map_err(|e| format!("{}: job.json: {e}", self.dir.display()))?;
-        if saved.format != FORMAT {
-            return Err(format!("{}: its format is {}", self.dir.display(), saved.format));
-        }
-        Ok(Some((plan, saved)))
-    }
-
-    /// How far each shadow is, as its sink's state says.
-    pub fn progress(&self, parts: &JobsParts, plan: &Plan) -> Vec<Progress> {
-        let one = |target: &super::Target| {
-            let live = parts.sinks.iter().find(|sink| sink.name == target.sink);
-            let mut progress = Progress {
-                sink: target.sink.clone(),
-                events: live.map_or(0, |live| expected(plan, live)),
-                ..Progress::default()
-            };
-            for slice in &plan.content.window {
-                let name = format!("shadow.{}-{}.json", target.sink, slice.partition);
-                // Not there yet, or being replaced: the next look finds it.
-                let Ok(bytes) = parts.storage.read(&self.dir.join("sinks").join(name)) else {
-                    continue;
-                };
-                let Ok(state) = State::decode(&bytes) else { continue };
-                for counts in state.counts.values() {
-                    progress.stored += counts.stored;
-                    progress.quarantined += counts.quarantined;
-                }
-            }
-            progress
-        };
-        plan.content.targets.iter().map(one).collect()
-    }
-}
-
-/// Events of the plan that this sink takes.
-fn expected(plan: &Plan, live: &SinkConfig) -> u64 {
-    let counts = plan.content.counts.iter();
-    counts.filter(|count| live.filter.takes(&count.lane)).map(|count| count.events).sum()
-}
-
 /// Keeps what the window holds from retention until the job needs it no more.
 pub fn hold(parts: &JobsParts, plan: &Plan) -> Vec<Box<dyn SourceHold>> {
     let name = format!("replay {}", plan.plan_id);
     let slices = plan.content.window.iter();
-    let hold = |slice: &super::Slice| {
+    let hold = |slice: &Slice| {
         let log = parts.logs.iter().find(|log| log.partition() == slice.partition)?;
         let mut hold = log.hold(&name);
         hold.advance(slice.from);
@@ -274,8 +145,8 @@ pub fn run(
     let Some(permit) = work.memory(told) else { return Ok(Ended::Stopped) };
     let targets = plan.content.targets.len().max(1) as u64;
     let memory = Memory::divide(permit.bytes(), targets);
-    for slices in plan.content.window.chunks(memory.partitions_at_once(targets)) {
-        if let Ended::Stopped = work.slices(slices, memory, told)? {
+    for together in parts::of(plan, &parts.sinks).chunks(memory.parts_at_once(targets)) {
+        if let Ended::Stopped = work.write(together, memory, told)? {
             return Ok(Ended::Stopped);
         }
     }
@@ -291,6 +162,9 @@ pub fn run(
     }
     Ok(Ended::Done)
 }
+
+/// Shadows, and how each is configured.
+type Opened = Vec<(SinkConfig, Arc<dyn Sink>)>;
 
 struct Work<'a> {
     parts: &'a JobsParts,
@@ -338,38 +212,37 @@ impl<'a> Work<'a> {
         None
     }
 
-    /// Writes the window of some partitions.
-    fn slices(
-        &self,
-        slices: &[super::Slice],
-        memory: Memory,
-        told: Told<'_>,
-    ) -> Result<Ended, String> {
-        let readers = (slices.len() * self.places.len()) as u64;
-        let mut logs: Vec<Arc<dyn LogSource>> = Vec::new();
-        for slice in slices.iter().filter(|slice| slice.from < slice.to) {
-            let log = self.parts.logs.iter().find(|log| log.partition() == slice.partition);
-            let log = log.ok_or_else(|| format!("there is no partition {}", slice.partition))?;
+    /// Writes some parts, all at the same time.
+    fn write(&self, parts: &[Part], memory: Memory, told: Told<'_>) -> Result<Ended, String> {
+        let readers = (parts.len() * self.places.len()) as u64;
+        // The parts of one number are one runner's.
+        let mut logs: BTreeMap<usize, Vec<Arc<dyn LogSource>>> = BTreeMap::new();
+        for part in parts {
+            let log = self.parts.logs.iter().find(|log| log.partition() == part.partition);
+            let log = log.ok_or_else(|| format!("there is no partition {}", part.partition))?;
             let Some(log) = self.readable(log, told) else { return Ok(Ended::Stopped) };
-            if slice.from < log.earliest() {
-                return Err(gone(slice, log.earliest()));
+            if part.from < log.earliest() {
+                return Err(gone(part, log.earliest()));
             }
-            let window = (slice.from, slice.to);
+            let window = (part.from, part.to);
             let (again, pace) = (Arc::clone(&self.again), Arc::clone(self.pace));
-            let ahead = memory.ahead_each(readers);
-            logs.push(Arc::new(WindowSource::new(log, window, again, pace, ahead)));
+            let log = WindowSource::new(log, window, again, pace, memory.ahead_each(readers));
+            logs.entry(part.number).or_default().push(Arc::new(log));
         }
-        if logs.is_empty() {
-            return Ok(Ended::Done);
+        let Some(first) = logs.values().flatten().next() else { return Ok(Ended::Done) };
+        let opened = self.open(first.log_id())?;
+        let mut runners = Runners(Vec::new());
+        for (number, logs) in logs {
+            let bytes = memory.windows / parts.len() as u64 * logs.len() as u64;
+            runners.0.push(self.start(number, logs, opened.clone(), bytes)?);
         }
-        let sinks = self.sinks(logs, memory.windows)?;
-        sinks.finish();
-        let ended = self.wait(&sinks, told);
+        runners.0.iter().for_each(Sinks::finish);
+        let ended = self.wait(&runners, told);
         // What waits for its turn must not: it would not see that it is to end.
         if !matches!(ended, Ok(Ended::Done)) {
             self.pace.stop();
         }
-        sinks.stop();
+        drop(runners);
         ended
     }
 
@@ -392,27 +265,36 @@ impl<'a> Work<'a> {
         None
     }
 
-    /// The shadows, and who writes into them.
-    fn sinks(&self, logs: Vec<Arc<dyn LogSource>>, memory_bytes: u64) -> Result<Sinks, String> {
-        let log_id = logs.first().map_or_else(String::new, |log| log.log_id().to_owned());
-        let schemas: Arc<dyn Schemas> = Arc::<JobSchemas>::clone(&self.schemas);
+    /// The shadows.
+    fn open(&self, log_id: &str) -> Result<Opened, String> {
         let context = SinkContext {
-            log_id,
+            log_id: log_id.to_owned(),
             shared_as: None,
             data_dir: self.folder.path().to_owned(),
             storage: Arc::clone(&self.parts.storage),
-            schemas: Arc::clone(&schemas),
+            schemas: Arc::<JobSchemas>::clone(&self.schemas),
             runtime: self.parts.runtime.clone(),
         };
         let open = |place| Ok(ShadowSink::open(place, &context)?.into_parts());
         let opened = self.places.iter().map(open).collect::<Result<_, sink::SinkConfigError>>();
+        opened.map_err(|e| e.to_string())
+    }
+
+    /// Who writes into them what `logs` hold.
+    fn start(
+        &self,
+        part: usize,
+        logs: Vec<Arc<dyn LogSource>>,
+        opened: Opened,
+        memory_bytes: u64,
+    ) -> Result<Sinks, String> {
         let parts = SinkParts {
             logs,
             shared_as: None,
-            schemas,
+            schemas: Arc::<JobSchemas>::clone(&self.schemas),
             storage: Arc::clone(&self.parts.storage),
             clock: Arc::clone(&self.parts.clock),
-            data_dir: self.folder.path().to_owned(),
+            data_dir: self.folder.part(part),
             // Nobody sheds for a shadow's sake.
             backlog_bytes: u64::MAX,
             sink_delay: Duration::MAX,
@@ -420,19 +302,19 @@ impl<'a> Work<'a> {
             runtime: self.parts.runtime.clone(),
             background: true,
         };
-        sink::start_with(opened.map_err(|e| e.to_string())?, &parts).map_err(|e| e.to_string())
+        sink::start_with(opened, &parts).map_err(|e| e.to_string())
     }
 
-    fn wait(&self, sinks: &Sinks, told: Told<'_>) -> Result<Ended, String> {
+    fn wait(&self, runners: &Runners, told: Told<'_>) -> Result<Ended, String> {
         let mut machine = Machine::new(self.parts);
         loop {
-            if sinks.has_ended() {
-                return match stopped(sinks) {
-                    Some(error) => Err(error),
-                    None => Ok(Ended::Done),
-                };
+            if let Some(error) = runners.0.iter().find_map(stopped) {
+                return Err(error);
             }
-            if told(trouble(sinks)) {
+            if runners.0.iter().all(Sinks::has_ended) {
+                return Ok(Ended::Done);
+            }
+            if told(runners.0.iter().find_map(trouble)) {
                 return Ok(Ended::Stopped);
             }
             machine.look(self.pace);
@@ -441,10 +323,19 @@ impl<'a> Work<'a> {
     }
 }
 
-fn gone(slice: &super::Slice, earliest: Offset) -> String {
+/// Those that write the parts of a job. Whichever is started is stopped.
+struct Runners(Vec<Sinks>);
+
+impl Drop for Runners {
+    fn drop(&mut self) {
+        self.0.iter().for_each(Sinks::stop);
+    }
+}
+
+fn gone(part: &Part, earliest: Offset) -> String {
     format!(
         "partition {}: offsets {} to {earliest} are gone: retention has removed them; plan again from there",
-        slice.partition, slice.from
+        part.partition, part.from
     )
 }
 

@@ -15,7 +15,8 @@ use tokio::runtime::Handle;
 pub use super::view::{JobView, ShadowView};
 use super::{
     Plan, PlanId, ShadowPlace, ShadowSink,
-    job::{self, Ended, Folder, JobState, Progress, Saved},
+    folder::{Folder, Progress},
+    job::{self, Ended, JobState, Saved},
     pace::Pace,
     view::{Meter, SavedView, word},
 };

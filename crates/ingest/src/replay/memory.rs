@@ -5,7 +5,7 @@ use crate::sink::MEMORY_FACTOR;
 /// A third of what requests share at most.
 const JOB_BYTES: u64 = 64 << 20;
 const JOB_PART: u64 = 3;
-/// What the windows of one sink and partition take at least; with more of them they take turns.
+/// What the windows of one sink and part take at least; with more of them they take turns.
 const WINDOW_BYTES: u64 = (2 << 20) * MEMORY_FACTOR;
 /// What is read ahead may take so many fifths of a job's memory, where its windows have enough without it: a whole
 /// window is ready then when the writer comes for it. With less it waits for the rest, and reader and writer take turns.
@@ -36,8 +36,8 @@ impl Memory {
         Self { windows: bytes - ahead, ahead }
     }
 
-    /// How many partitions are replayed at the same time.
-    pub fn partitions_at_once(self, targets: u64) -> usize {
+    /// How many parts of the window are written at the same time.
+    pub fn parts_at_once(self, targets: u64) -> usize {
         usize::try_from(self.windows / WINDOW_BYTES / targets.max(1)).unwrap_or(1).max(1)
     }
 
@@ -58,20 +58,20 @@ mod tests {
         let memory = Memory::divide(Memory::wanted(179 << 20), 1);
         let window = memory.windows / MEMORY_FACTOR;
         assert!(window < memory.ahead_each(1), "{memory:?}");
-        assert_eq!((memory.partitions_at_once(1), memory.ahead_each(1) >> 20), (4, 11));
+        assert_eq!((memory.parts_at_once(1), memory.ahead_each(1) >> 20), (4, 11));
     }
 
     proptest! {
         #[test]
         fn a_job_takes_no_more_than_it_has_and_its_windows_have_enough(
-            shared in 0u64..1 << 34, targets in 1u64..10, partitions in 1u64..64,
+            shared in 0u64..1 << 34, targets in 1u64..10, parts in 1u64..64,
         ) {
             let bytes = Memory::wanted(shared);
             let memory = Memory::divide(bytes, targets);
-            let at_once = (memory.partitions_at_once(targets) as u64).min(partitions);
+            let at_once = (memory.parts_at_once(targets) as u64).min(parts);
             let readers = at_once * targets;
             prop_assert!(memory.windows + AHEAD_FACTOR * readers * memory.ahead_each(readers) <= bytes);
-            // As without reading ahead: where there is enough for one partition, there still is.
+            // As without reading ahead: where there is enough for one part, there still is.
             prop_assert_eq!(WINDOW_BYTES * targets <= bytes, WINDOW_BYTES * readers <= memory.windows);
         }
     }

@@ -14,7 +14,8 @@
 //! | `check` | whether the world is still as the plan has it |
 //! | `judge` | what the log holds, judged again |
 //! | `source` | a window as a log of its own; `ahead`: read before it is asked for; `pace`: how fast |
-//! | `job`, `jobs`, `view` | running a plan; all of a server's; as they are shown; `memory`: what one takes |
+//! | `job`, `jobs`, `view` | running a plan; all of a server's; as they are shown |
+//! | `folder`, `parts`, `memory` | what is kept of a job; what it writes at the same time; what it takes |
 //! | `promote` | the shadow's rows in the place of live's, and back |
 //! | `compare` | live against shadow: what a replay would change |
 //!
@@ -25,12 +26,14 @@ pub mod address;
 mod ahead;
 mod check;
 pub mod compare;
+pub mod folder;
 pub mod job;
 pub mod jobs;
 mod judge;
 pub mod marks;
 mod memory;
 mod pace;
+mod parts;
 mod pins;
 mod plan;
 pub mod planner;

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -32,6 +32,10 @@ pub struct Pace {
 }
 
 struct Meter {
+    /// Who goes on while live events come in: one of those who read a part to its end.
+    first: Option<u64>,
+    /// How many there were.
+    readers: u64,
     /// When what was taken so far is within the rate.
     free_at: Instant,
     /// Since when it works.
@@ -48,7 +52,7 @@ impl Pace {
             max_rate: AtomicU64::new(max_rate.unwrap_or(0)),
             duty: AtomicU64::new(1_000_000),
             live: AtomicBool::new(false),
-            meter: Mutex::new(Meter { free_at: now, since: now }),
+            meter: Mutex::new(Meter { first: None, readers: 0, free_at: now, since: now }),
         }
     }
 
@@ -70,15 +74,24 @@ impl Pace {
         !self.live.load(Ordering::Relaxed)
     }
 
-    /// Waits until `events` more may be read. Blocks.
+    /// Waits until `events` more may be read. Blocks. `whose`: it is one of several that read to the end.
     ///
     /// # Errors
     /// That the job was stopped, or who reads: `quit`.
-    pub fn turn(&self, events: u64, quit: &AtomicBool) -> Result<(), String> {
+    pub fn turn(
+        &self,
+        events: u64,
+        quit: &AtomicBool,
+        whose: Option<&InLine>,
+    ) -> Result<(), String> {
         let mut left = self.book(events, Instant::now());
         loop {
             if self.stopped.load(Ordering::Acquire) || quit.load(Ordering::Acquire) {
                 return Err("the job was stopped".to_owned());
+            }
+            if whose.is_some_and(|whose| !self.goes_on(whose.number)) {
+                std::thread::sleep(NAP);
+                continue;
             }
             if left.is_zero() {
                 self.meter().since = Instant::now();
@@ -88,6 +101,23 @@ impl Pace {
             std::thread::sleep(nap);
             left = left.saturating_sub(nap);
         }
+    }
+
+    /// Puts one more who reads a part to its end in line, until it is dropped.
+    pub fn line_up(self: &Arc<Self>) -> InLine {
+        let mut meter = self.meter();
+        meter.readers += 1;
+        InLine { number: meter.readers, pace: Arc::clone(self) }
+    }
+
+    /// While live events come in, whoever asks first goes on until its end, and the others wait.
+    fn goes_on(&self, number: u64) -> bool {
+        let mut meter = self.meter();
+        if self.may_run_ahead() {
+            meter.first = None;
+            return true;
+        }
+        *meter.first.get_or_insert(number) == number
     }
 
     /// How long to wait for `events` at `now`, which are booked.
@@ -125,6 +155,26 @@ impl Pace {
             (true, _) => duty,
         };
         self.duty.store((next * 1e6) as u64, Ordering::Relaxed);
+    }
+}
+
+/// One of those who read a part of the window to its end.
+pub struct InLine {
+    number: u64,
+    pace: Arc<Pace>,
+}
+
+impl InLine {
+    /// It is at its end: another may go on.
+    pub fn let_on(&self) {
+        let mut meter = self.pace.meter();
+        meter.first.take_if(|first| *first == self.number);
+    }
+}
+
+impl Drop for InLine {
+    fn drop(&mut self) {
+        self.let_on();
     }
 }
 
@@ -169,6 +219,29 @@ mod tests {
     use super::*;
 
     #[test]
+    fn while_live_events_come_in_one_reader_goes_on_and_then_the_next() {
+        let pace = Arc::new(Pace::new(None));
+        let (on, quit) = (AtomicBool::new(false), AtomicBool::new(true));
+        let (first, second) = (pace.line_up(), pace.line_up());
+        let goes_on = |who: &InLine| pace.goes_on(who.number);
+        assert!(goes_on(&first) && goes_on(&second), "nobody is in the way");
+        pace.give_way();
+        assert_eq!(pace.turn(1, &on, Some(&second)), Ok(()));
+        assert!(!goes_on(&first) && goes_on(&second));
+        // Who waits can be ended, and who is no part of the line goes on.
+        assert!(pace.turn(1, &quit, Some(&first)).is_err());
+        assert_eq!(pace.turn(1, &on, None), Ok(()));
+        second.let_on();
+        assert_eq!(pace.turn(1, &on, Some(&first)), Ok(()));
+        assert!(!goes_on(&second));
+        drop(first);
+        assert!(goes_on(&second));
+        pace.look(false, None);
+        let third = pace.line_up();
+        assert!(goes_on(&second) && goes_on(&third), "together again");
+    }
+
+    #[test]
     fn a_rate_is_kept_whatever_the_size_of_the_turns() {
         let pace = Pace::new(Some(1_000));
         let start = Instant::now() + Duration::from_secs(1);
@@ -208,10 +281,10 @@ mod tests {
     fn a_job_that_is_stopped_waits_no_longer() {
         let pace = Pace::new(Some(1));
         let (on, quit) = (AtomicBool::new(false), AtomicBool::new(true));
-        assert_eq!(pace.turn(1, &on), Ok(()));
-        assert!(pace.turn(1_000_000, &quit).is_err());
+        assert_eq!(pace.turn(1, &on, None), Ok(()));
+        assert!(pace.turn(1_000_000, &quit, None).is_err());
         pace.stop();
-        assert!(pace.turn(1_000_000, &on).is_err());
+        assert!(pace.turn(1_000_000, &on, None).is_err());
     }
 
     #[test]

@@ -73,11 +73,11 @@ pub struct Progress {
 /// How long a replay takes.
 #[derive(Clone, Debug, Serialize)]
 pub struct Estimate {
-    /// At least.
+    /// So long; where it is the scan's rate, at least.
     pub seconds: f64,
     /// At this rate.
     pub events_per_second: f64,
-    /// Where the rate comes from: `max_rate`, or `scan`: that of reading.
+    /// Where the rate comes from: `max_rate`, `scan` (that of reading), or `sinks`: that of the slowest live one.
     pub by: &'static str,
 }
 
@@ -382,7 +382,8 @@ impl Prepared {
                 .map_err(|e| refused(format!("sink {}: {e}", sink.name)))?;
             shadow.insert(sink.name.clone(), place.shown().to_owned());
         }
-        let estimate = estimate(events, self.max_rate, read.busy);
+        let live = live_rate(&self.pipeline, &content);
+        let estimate = estimate(events, self.max_rate, read.busy, live);
         let plan = Plan { format: FORMAT, plan_id, made_at: self.made_at, content, shadow };
         Ok(Made { plan, asked: self.asked, estimate })
     }
@@ -526,14 +527,26 @@ impl Prepared {
     }
 }
 
-/// How long `events` take, at least: nothing is replayed faster than it is read.
-fn estimate(events: u64, max_rate: Option<u64>, busy: Duration) -> Estimate {
+/// How long `events` take at the slowest of these rates: reading's, that of the live sinks (once they were
+/// behind, and so known), and `max_rate`.
+fn estimate(events: u64, max_rate: Option<u64>, busy: Duration, sinks: Option<f64>) -> Estimate {
     let scanned = events as f64 / busy.as_secs_f64().max(1e-6);
-    let (rate, by) = match max_rate {
-        Some(rate) if (rate as f64) < scanned => (rate as f64, "max_rate"),
-        _ => (scanned, "scan"),
-    };
+    let asked = max_rate.map(|rate| (rate as f64, "max_rate"));
+    let known = [Some((scanned, "scan")), sinks.map(|rate| (rate, "sinks")), asked];
+    let slowest = known.into_iter().flatten().min_by(|a, b| a.0.total_cmp(&b.0));
+    let (rate, by) = slowest.unwrap_or((scanned, "scan"));
     Estimate { seconds: events as f64 / rate.max(1e-6), events_per_second: rate, by }
+}
+
+/// Events a second of the window that the slowest of these live sinks wrote when it was behind.
+fn live_rate(pipeline: &Pipeline, content: &Content) -> Option<f64> {
+    let bytes: u64 = content.window.iter().map(|slice| slice.log_bytes).sum();
+    let is_target = |name: &str| content.targets.iter().any(|target| target.sink == name);
+    let status = pipeline.sinks.status();
+    let drains =
+        status.iter().filter(|sink| is_target(&sink.name)).map(|s| s.drain_bytes_per_second);
+    let slowest = drains.filter(|drain| 0 < *drain).min()?;
+    Some(slowest as f64 / (bytes.max(1) as f64 / content.events().max(1) as f64))
 }
 
 /// What a plan of these sinks and schemas would pin now, for whoever looks whether the world changed.

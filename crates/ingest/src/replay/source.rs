@@ -11,7 +11,7 @@ use tidegate_event::{Offset, OffsetRange, Partition};
 use super::{
     ahead::Ahead,
     judge::{Again, Session},
-    pace::Pace,
+    pace::{InLine, Pace},
 };
 use crate::sink::source::{
     LogSource, SourceEntry, SourceError, SourceFrame, SourceHold, SourceReader,
@@ -51,6 +51,7 @@ impl WindowSource {
             again: Arc::clone(&self.again),
             pace: Arc::clone(&self.pace),
             quit,
+            in_line: None,
             session: Session::default(),
             ready: VecDeque::new(),
         })
@@ -75,7 +76,8 @@ impl LogSource for WindowSource {
     }
     fn read_on_from(&self, from: Offset) -> Result<Box<dyn SourceReader>, SourceError> {
         let (quit, pace) = (Arc::<AtomicBool>::default(), Arc::clone(&self.pace));
-        let reader = self.reader(from, Arc::clone(&quit))?;
+        let mut reader = self.reader(from, Arc::clone(&quit))?;
+        reader.in_line = Some(self.pace.line_up());
         let may = move || pace.may_run_ahead();
         let ahead = Ahead::start(Box::new(reader), self.ahead_bytes, quit, may);
         let no_thread = |error| SourceError::Read { cause: format!("no thread: {error}") };
@@ -106,6 +108,8 @@ struct WindowReader {
     again: Arc<Again>,
     pace: Arc<Pace>,
     quit: Arc<AtomicBool>,
+    /// Of who reads to the end.
+    in_line: Option<InLine>,
     session: Session,
     ready: VecDeque<SourceEntry>,
 }
@@ -117,6 +121,7 @@ impl SourceReader for WindowReader {
                 return Ok(Some(entry));
             }
             if self.to <= self.at {
+                self.in_line.iter().for_each(InLine::let_on);
                 return Ok(None);
             }
             match self.reader.next()? {
@@ -133,7 +138,7 @@ impl SourceReader for WindowReader {
 
 impl WindowReader {
     fn frame(&mut self, frame: &SourceFrame) -> Result<(), SourceError> {
-        let turn = self.pace.turn(frame.count.into(), &self.quit);
+        let turn = self.pace.turn(frame.count.into(), &self.quit, self.in_line.as_ref());
         turn.map_err(|cause| SourceError::Read { cause })?;
         let window = (self.from.max(self.at), self.to);
         let frames = self.again.frames(&mut self.session, self.partition, frame, window);

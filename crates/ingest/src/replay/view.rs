@@ -7,7 +7,8 @@ use tidegate_event::ReceivedAt;
 
 use super::{
     PlanId,
-    job::{JobState, Progress, Saved},
+    folder::Progress,
+    job::{JobState, Saved},
 };
 
 /// A job as it is shown.

@@ -23,6 +23,7 @@ pub(super) const KIND: SinkKind = SinkKind {
     },
     // Nothing is kept anywhere.
     shadow: |_, _| Ok("nowhere".to_owned()),
+    side_by_side: true,
 };
 
 #[derive(Deserialize)]

@@ -103,6 +103,8 @@ pub struct SinkKind {
     pub open: OpenSink,
     /// Where its shadows lie: never where a live sink of this kind writes.
     pub shadow: shadow::MakeShadow,
+    /// Several runners may write windows of one partition at the same time: nothing is kept by partition.
+    pub side_by_side: bool,
 }
 
 impl SinkKind {

@@ -10,7 +10,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tidegate_event::TenantId;
 
-use super::{Key, Quota, Secret, Tenant};
+use super::{
+    Key, Quota, Secret, Tenant,
+    pair::{Pair, Vault},
+};
 
 /// What a tenant's file says.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -25,6 +28,21 @@ pub(super) struct TenantFile {
     pub quota: Quota,
     #[serde(default, rename = "key")]
     pub keys: Vec<KeyEntry>,
+    #[serde(default, rename = "sigv4", skip_serializing_if = "Vec::is_empty")]
+    pub pairs: Vec<PairEntry>,
+}
+
+/// One SigV4 key pair in a tenant's file.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PairEntry {
+    pub id: String,
+    /// Sealed under the master key (see `pair`).
+    pub secret: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_after: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub event_types: Option<Vec<String>>,
 }
 
 /// One key in a tenant's file.
@@ -186,8 +204,15 @@ fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 impl TenantFile {
     /// The tenant it describes; what its quota leaves open comes from `defaults`.
-    pub(super) fn tenant(&self, id: &TenantId, defaults: &Quota) -> Result<Tenant, String> {
+    pub(super) fn tenant(
+        &self,
+        id: &TenantId,
+        defaults: &Quota,
+        vault: &Vault,
+    ) -> Result<Tenant, String> {
         let keys: Result<Vec<_>, String> = self.keys.iter().map(KeyEntry::key).collect();
+        let pairs: Result<Vec<_>, String> =
+            self.pairs.iter().map(|entry| entry.pair(id, vault)).collect();
         let quota = self.quota.over(defaults);
         if let Some(fault) = quota.faults().first() {
             return Err(format!("quota.{fault}"));
@@ -199,22 +224,34 @@ impl TenantFile {
             pii_secret: Secret(self.pii_secret.0.to_vec()),
             quota,
             keys: keys?,
+            pairs: pairs?,
         })
     }
 }
 
+/// The end and the types of a key, read; `who` names it.
+fn bounds(
+    who: &str,
+    not_after: Option<&str>,
+    event_types: Option<&[String]>,
+) -> Result<Option<i64>, String> {
+    let not_after = not_after.map(|text| {
+        text.parse::<jiff::Timestamp>()
+            .map(jiff::Timestamp::as_microsecond)
+            .map_err(|error| format!("{who}: not_after {text:?} is no RFC 3339 time: {error}"))
+    });
+    for name in event_types.into_iter().flatten() {
+        if !tidegate_event::EventType::is_valid(name) {
+            return Err(format!("{who}: {name:?} is no event type's name"));
+        }
+    }
+    not_after.transpose()
+}
+
 impl KeyEntry {
     fn key(&self) -> Result<Key, String> {
-        let not_after = self.not_after.as_deref().map(|text| {
-            text.parse::<jiff::Timestamp>().map(jiff::Timestamp::as_microsecond).map_err(|error| {
-                format!("key {:?}: not_after {text:?} is no RFC 3339 time: {error}", self.id)
-            })
-        });
-        for name in self.event_types.iter().flatten() {
-            if !tidegate_event::EventType::is_valid(name) {
-                return Err(format!("key {:?}: {name:?} is no event type's name", self.id));
-            }
-        }
+        let who = format!("key {:?}", self.id);
+        let not_after = bounds(&who, self.not_after.as_deref(), self.event_types.as_deref())?;
         let origins = self.origins.clone().unwrap_or_default();
         if let Some(origin) = origins.iter().find(|origin| !is_origin(origin)) {
             let form = "SCHEME://HOST[:PORT] in small letters, as a browser sends it";
@@ -228,7 +265,20 @@ impl KeyEntry {
             hash: self.hash.0,
             public: self.public.then_some(origins),
             event_types: self.event_types.clone(),
-            not_after: not_after.transpose()?,
+            not_after,
+        })
+    }
+}
+
+impl PairEntry {
+    fn pair(&self, tenant: &TenantId, vault: &Vault) -> Result<Pair, String> {
+        let who = format!("pair {:?}", self.id);
+        let not_after = bounds(&who, self.not_after.as_deref(), self.event_types.as_deref())?;
+        Ok(Pair {
+            id: self.id.clone(),
+            secret: vault.open(tenant, &self.id, &self.secret)?,
+            event_types: self.event_types.clone(),
+            not_after,
         })
     }
 }

@@ -1,6 +1,6 @@
 //! Keys and tenants' files for fuzz/.
 
-use super::{Quota, Tenant, file, key};
+use super::{Quota, Tenant, file, key, pair::Vault};
 use tidegate_event::TenantId;
 
 /// The public part of a well-formed key.
@@ -16,5 +16,7 @@ pub fn id_of(text: &str) -> Option<&str> {
 pub fn tenant(id: &TenantId, text: &str) -> Result<(Tenant, String), String> {
     let file = file::parse(text)?;
     let written = toml::to_string_pretty(&file).map_err(|error| error.to_string())?;
-    Ok((file.tenant(id, &Quota::default())?, written))
+    // Without a master key: no pair opens.
+    let vault = Vault::of(std::path::Path::new("/nonexistent"));
+    Ok((file.tenant(id, &Quota::default(), &vault)?, written))
 }

@@ -70,7 +70,7 @@ pub fn random_bytes<const N: usize>() -> Result<[u8; N], NoRandom> {
     Ok(bytes)
 }
 
-fn random_text(chars: usize) -> Result<String, NoRandom> {
+pub(super) fn random_text(chars: usize) -> Result<String, NoRandom> {
     let mut text = String::with_capacity(chars);
     while text.len() < chars {
         // 248 is the largest multiple of 62 in a byte: no character is likelier than another.

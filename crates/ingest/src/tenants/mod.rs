@@ -5,6 +5,7 @@ mod file;
 #[doc(hidden)]
 pub mod fuzzing;
 mod key;
+mod pair;
 mod public;
 mod store;
 mod watch;
@@ -15,9 +16,11 @@ use serde::{Deserialize, Serialize};
 use tidegate_event::{EventType, TenantId};
 
 pub use key::{NewKey, NoRandom, generate, is_public};
+pub use pair::{NewPair, Pair};
 pub use public::NewPublicKey;
 pub use store::{
-    AuthError, Caller, ChangeError, NewTenant, Rotated, TenantFault, Tenants, TenantsError,
+    AddedPair, AuthError, Caller, ChangeError, NewTenant, Rotated, TenantFault, Tenants,
+    TenantsError,
 };
 
 /// Bytes nobody may see: prints as `[secret]`.
@@ -169,6 +172,8 @@ pub struct Tenant {
     pub quota: Quota,
     /// Its keys; two may be live at once.
     pub keys: Vec<Key>,
+    /// Its SigV4 key pairs; two may be live at once.
+    pub pairs: Vec<Pair>,
 }
 
 impl Tenant {

@@ -1,5 +1,8 @@
 //! All tenants at one moment, and how one moment follows another.
 
+mod caller;
+mod pairs;
+
 use std::{
     collections::{BTreeMap, HashMap},
     io,
@@ -13,11 +16,16 @@ use arc_swap::ArcSwap;
 use tidegate_event::TenantId;
 
 use super::{
-    Key, Quota, Secret, Tenant,
+    Key, Pair, Quota, Secret, Tenant,
     file::{self, Hex, KeyEntry, Stamp, TenantFile},
     key::{self, NoRandom},
+    pair::Vault,
 };
 use crate::clock::Clock;
+
+pub use caller::Caller;
+use caller::Shown;
+pub use pairs::AddedPair;
 
 /// Why a key was refused. A client is told the same for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -88,34 +96,6 @@ pub enum ChangeError {
     Random(#[from] NoRandom),
 }
 
-/// Who sends: a tenant, and which of its keys.
-#[derive(Clone, Debug)]
-pub struct Caller {
-    /// The tenant as it was when the key was checked.
-    pub tenant: Arc<Tenant>,
-    key: usize,
-}
-
-impl Caller {
-    /// The event types the key may send; `None`: all.
-    #[must_use]
-    pub fn event_types(&self) -> Option<&[String]> {
-        self.tenant.keys.get(self.key)?.event_types.as_deref()
-    }
-
-    /// Where the key is a public one: the origins whose pages may use it; none: all.
-    #[must_use]
-    pub fn public(&self) -> Option<&[String]> {
-        self.tenant.keys.get(self.key)?.public.as_deref()
-    }
-
-    /// The public part of the key.
-    #[must_use]
-    pub fn key_id(&self) -> &str {
-        self.tenant.keys.get(self.key).map_or("", |key| key.id.as_str())
-    }
-}
-
 /// A tenant to be made.
 #[derive(Clone, Debug)]
 pub struct NewTenant {
@@ -141,6 +121,7 @@ struct Generation {
     number: u64,
     tenants: BTreeMap<TenantId, Arc<Tenant>>,
     keys: HashMap<String, (Arc<Tenant>, usize)>,
+    pairs: HashMap<String, (Arc<Tenant>, usize)>,
 }
 
 /// A tenant's file: as it was looked at, what was found, and the last that was good.
@@ -159,6 +140,7 @@ pub struct Tenants {
     defaults: Quota,
     clock: Arc<dyn Clock>,
     pepper: [u8; 32],
+    vault: Vault,
     /// The keys of `dev` by their whole text, in the order of the tenant's.
     dev: Option<(Vec<[u8; 32]>, Arc<Tenant>)>,
     live: ArcSwap<Generation>,
@@ -192,6 +174,7 @@ impl Tenants {
             defaults,
             clock,
             pepper: pepper(dir, names.is_empty())?,
+            vault: Vault::of(dir),
             dev: None,
             live: ArcSwap::default(),
             loaded: Mutex::default(),
@@ -202,8 +185,9 @@ impl Tenants {
         }
     }
 
-    /// Adds the tenant `dev`, in memory only, whose key is `key` literally. No quota. Beside `tgk_dev` it has
-    /// the public key `tgp_dev`; beside a random one none, for nobody would know it.
+    /// Adds the tenant `dev`, in memory only, whose key is `key` literally, and whose SigV4 key pair is
+    /// `TGDEV` and the key with `_secret` behind it. No quota. Beside `tgk_dev` it has the public key
+    /// `tgp_dev`; beside a random one none, for nobody would know it.
     #[must_use]
     pub fn with_dev(mut self, key: &str) -> Self {
         let Ok(id) = TenantId::new("dev") else { return self };
@@ -227,6 +211,12 @@ impl Tenants {
             pii_secret: Secret(key::hash(&self.pepper, "pii_secret of dev").to_vec()),
             quota: Quota::default(),
             keys,
+            pairs: vec![Pair {
+                id: "TGDEV".to_owned(),
+                secret: Secret(format!("{key}_secret").into_bytes()),
+                event_types: None,
+                not_after: None,
+            }],
         };
         self.dev = Some((hashes, Arc::new(tenant)));
         let copies = self.publish(&lock(&self.loaded));
@@ -242,7 +232,7 @@ impl Tenants {
         if let Some((hashes, tenant)) = &self.dev {
             let hash = key::hash(&self.pepper, text);
             if let Some(key) = hashes.iter().position(|known| key::same(known, &hash)) {
-                return Ok(Caller { tenant: Arc::clone(tenant), key });
+                return Ok(Caller { tenant: Arc::clone(tenant), shown: Shown::Key(key) });
             }
         }
         let id = key::id_of(text).ok_or(AuthError::Unknown)?;
@@ -263,7 +253,7 @@ impl Tenants {
         if known.not_after.is_some_and(|end| end < self.clock.now().0) {
             return Err(AuthError::Expired);
         }
-        Ok(Caller { tenant: Arc::clone(tenant), key: *index })
+        Ok(Caller { tenant: Arc::clone(tenant), shown: Shown::Key(*index) })
     }
 
     /// A tenant, for what may come without a key. It is under no key's restrictions.
@@ -275,7 +265,7 @@ impl Tenants {
         if !tenant.enabled {
             return Err(AuthError::Disabled);
         }
-        Ok(Caller { tenant, key: usize::MAX })
+        Ok(Caller { tenant, shown: Shown::Nothing })
     }
 
     /// One tenant.
@@ -358,8 +348,8 @@ impl Tenants {
             if stamp.is_open_to_others() {
                 tracing::warn!(file = %path.display(), "others may read this file; chmod 600 it");
             }
-            let result =
-                file::read(&path).and_then(|f| f.tenant(&id, &self.defaults)).map(Arc::new);
+            let result = file::read(&path).and_then(|f| f.tenant(&id, &self.defaults, &self.vault));
+            let result = result.map(Arc::new);
             let former = known.and_then(|(_, _, last_good)| last_good.clone());
             if let Err(message) = &result {
                 all.push(fault(&path, message.clone()));
@@ -383,7 +373,7 @@ impl Tenants {
         let had = |tenant: &Tenant, key: &Key| {
             live.keys.get(&key.id).is_some_and(|(owner, _)| owner.id == tenant.id)
         };
-        let mut copies = Vec::new();
+        let mut copies = self.publish_pairs(&live, &mut next);
         for first in [true, false] {
             for tenant in next.tenants.values() {
                 let keys = tenant.keys.iter().enumerate();
@@ -421,6 +411,7 @@ impl Tenants {
             pii_secret: Hex(key::random_bytes()?),
             quota: new.quota.clone(),
             keys: vec![self.entry(&key)],
+            pairs: Vec::new(),
         };
         self.save(&mut loaded, &new.id, &file)?;
         Ok(key.text)
@@ -440,23 +431,26 @@ impl Tenants {
         let mut loaded = lock(&self.loaded);
         let mut file = self.read(id)?;
         let key = key::generate()?;
-        let end = expire_old_after.map(|after| {
-            let micros = i64::try_from(after.as_micros()).unwrap_or(i64::MAX);
-            self.clock.now().0.saturating_add(micros)
-        });
+        let end = self.end(expire_old_after);
         let (public, mut secret): (Vec<_>, Vec<_>) =
             file.keys.drain(..).partition(|entry| entry.public);
         let mut old = secret.pop();
         if let (Some(old), Some(end)) = (&mut old, end) {
-            let own = old.not_after.as_deref().and_then(|t| t.parse::<jiff::Timestamp>().ok());
-            let end = jiff::Timestamp::from_microsecond(end).unwrap_or(jiff::Timestamp::MAX);
-            old.not_after = Some(own.map_or(end, |own| own.min(end)).to_string());
+            old.not_after = Some(sooner(old.not_after.as_deref(), end));
         }
         let mut entry = self.entry(&key);
         entry.event_types = old.as_ref().and_then(|old| old.event_types.clone());
         file.keys = public.into_iter().chain(old).chain([entry]).collect();
         self.save(&mut loaded, id, &file)?;
         Ok(Rotated { key: key.text, old_keys_expire_at: end })
+    }
+
+    /// So long from now, in microseconds since 1970.
+    fn end(&self, after: Option<Duration>) -> Option<i64> {
+        after.map(|after| {
+            let micros = i64::try_from(after.as_micros()).unwrap_or(i64::MAX);
+            self.clock.now().0.saturating_add(micros)
+        })
     }
 
     /// Changes what a tenant may send: what `quota` says is set, what it leaves open stays. Blocks on
@@ -522,7 +516,7 @@ impl Tenants {
         file: &TenantFile,
     ) -> Result<(), ChangeError> {
         let path = file::path_of(&self.dir, id);
-        let tenant = file.tenant(id, &self.defaults);
+        let tenant = file.tenant(id, &self.defaults, &self.vault);
         let tenant = tenant.map_err(|message| TenantFault { path: path.clone(), message })?;
         file::write(&self.dir, id, file)?;
         let tenant = Arc::new(tenant);
@@ -531,6 +525,13 @@ impl Tenants {
         loaded.copies = self.publish(loaded);
         Ok(())
     }
+}
+
+/// The end that a key has, or `end` where that is sooner.
+fn sooner(own: Option<&str>, end: i64) -> String {
+    let own = own.and_then(|text| text.parse::<jiff::Timestamp>().ok());
+    let end = jiff::Timestamp::from_microsecond(end).unwrap_or(jiff::Timestamp::MAX);
+    own.map_or(end, |own| own.min(end)).to_string()
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

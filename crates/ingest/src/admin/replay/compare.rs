@@ -22,7 +22,7 @@ use crate::{
     replay::{
         Plan, ShadowPlace,
         compare::{self, Compared, Pair, Reach, Scope},
-        job::Folder,
+        folder::Folder,
     },
     sink::SinkConfig,
     storage::Disk,

@@ -19,7 +19,7 @@ use crate::{
     replay::{
         Judging, Plan, ShadowPlace,
         compare::{self, Compared, Reach, Scope},
-        job::Folder,
+        folder::Folder,
         planner,
         promote::{Outline, PromoteError, Request, Target},
         redriven_since, targets_changed,

@@ -57,12 +57,13 @@ pub(super) fn plan(
         out.line(&format!("shadow of {}: {}", human::safe(sink), human::safe(place)))?;
     }
     if let Some((_, estimate)) = found {
-        let why = match estimate.by.as_str() {
-            "max_rate" => "--max-rate",
-            _ => "reading alone",
+        let (least, why) = match estimate.by.as_str() {
+            "max_rate" => (" or more", "--max-rate"),
+            "sinks" => (", about", "as live wrote what was behind"),
+            _ => (" or more", "reading alone"),
         };
         out.line(&format!(
-            "duration: {} or more, at {} events/s ({why})",
+            "duration: {}{least}, at {} events/s ({why})",
             human::seconds(estimate.seconds),
             human::count(rounded(estimate.events_per_second)),
         ))?;

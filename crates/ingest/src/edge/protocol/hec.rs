@@ -15,6 +15,7 @@ use super::{
     Arrived, Call, DecodeFault, Found, Login, Outcomes, Place, Probe, Protocol, Route, Tells,
     events,
     members::{Members, begin_event, push_member, unquoted},
+    naming::named_by,
     whole::unkept,
 };
 use crate::{
@@ -43,7 +44,7 @@ pub(super) const PROTOCOL: Protocol = Protocol {
     cors: None,
     media_types: "any",
     takes: |_| true,
-    only_type: |_| Some(TYPE.to_owned()),
+    only_type: |parts| named_by(parts, TYPE).is_none().then(|| TYPE.to_owned()),
     decode,
     tells: Tells::EachItem,
     encode,
@@ -60,8 +61,10 @@ const ROUTES: &[Route] = &[
     Route { methods: POST, path: "/services/collector/raw/1.0" },
 ];
 
-/// The type of all events.
+/// The type of events that nothing else names.
 const TYPE: &str = "hec";
+/// What may name an event's type instead.
+pub(super) const NAMES: &[&str] = &["host", "index", "source", "sourcetype"];
 const BLANK: &str = "the member `event` is blank";
 
 /// What the collector's clients know answers by.
@@ -153,21 +156,25 @@ fn decode(
     if parts.uri.path().starts_with("/services/collector/raw") {
         raw_lines(parts, body, each);
     } else {
-        stacked(body, each);
+        stacked(body, named_by(parts, TYPE), each);
     }
     Ok(())
 }
 
 /// Objects one behind the other, with or without space between them. Behind one that is broken nobody
 /// can tell where the next begins.
-fn stacked(body: &[u8], each: &mut dyn FnMut(Arrived<'_>) -> ControlFlow<()>) {
+fn stacked(
+    body: &[u8],
+    named_by: Option<&str>,
+    each: &mut dyn FnMut(Arrived<'_>) -> ControlFlow<()>,
+) {
     let (start, body) = trim(body);
     let mut values = serde_json::Deserializer::from_slice(body).into_iter::<&RawValue>();
     loop {
         let place = Place::Byte(start + values.byte_offset());
         let flow = match values.next() {
             None => return,
-            Some(Ok(value)) => one(place, value.get(), each),
+            Some(Ok(value)) => one(place, value.get(), named_by, each),
             Some(Err(error)) => {
                 let message = format!("not JSON: {error}; what follows was not looked at");
                 let reason = Reason::new(Code::InvalidJson, "", message);
@@ -184,6 +191,7 @@ fn stacked(body: &[u8], each: &mut dyn FnMut(Arrived<'_>) -> ControlFlow<()>) {
 fn one(
     place: Place,
     raw: &str,
+    named_by: Option<&str>,
     each: &mut dyn FnMut(Arrived<'_>) -> ControlFlow<()>,
 ) -> ControlFlow<()> {
     let invalid = |code, message| {
@@ -201,7 +209,8 @@ fn one(
             let rest = members.0.iter().filter(|(name, _)| name != "event");
             let rest = rest.map(|(name, value)| (name.as_ref(), value.get()));
             let (event, time) = (event(value, rest), members.get("time"));
-            return hand_over(place, &event, time, each);
+            let named = named_by.and_then(|member| members.text(member));
+            return hand_over(place, &event, (time, named.as_deref()), each);
         }
     };
     each(Arrived { place, found })
@@ -220,7 +229,7 @@ fn event<'a>(value: &str, rest: impl Iterator<Item = (&'a str, &'a str)>) -> Str
 fn hand_over(
     place: Place,
     event: &str,
-    time: Option<&str>,
+    (time, named): (Option<&str>, Option<&str>),
     each: &mut dyn FnMut(Arrived<'_>) -> ControlFlow<()>,
 ) -> ControlFlow<()> {
     let time = time.filter(|time| *time != "null");
@@ -233,12 +242,12 @@ fn hand_over(
     };
     let item = Item {
         raw: event.as_bytes(),
-        event_type: Some(TYPE),
+        event_type: Some(named.filter(|named| !named.is_empty()).unwrap_or(TYPE)),
         event_id: None,
         event_time,
         reserved: false,
         source_name: None,
-        map_names: false,
+        map_names: true,
     };
     each(Arrived { place, found: Found::Item(item) })
 }
@@ -269,7 +278,10 @@ fn raw_lines(parts: &Parts, body: &[u8], each: &mut dyn FnMut(Arrived<'_>) -> Co
             rest.push((name.into_owned(), text));
         }
     }
-    let time = rest.iter().find(|(name, _)| name == "time").map(|(_, text)| text.as_str());
+    let of =
+        |wanted: &str| rest.iter().find(|(name, _)| name == wanted).map(|(_, text)| text.as_str());
+    let time = of("time");
+    let named = named_by(parts, TYPE).and_then(of).and_then(unquoted);
     events::lines(body, |line, place| {
         let Ok(line) = std::str::from_utf8(line) else {
             let reason = Reason::new(Code::InvalidUtf8, "", "the line is no UTF-8");
@@ -278,7 +290,7 @@ fn raw_lines(parts: &Parts, body: &[u8], each: &mut dyn FnMut(Arrived<'_>) -> Co
         let mut text = String::with_capacity(line.len() + 2);
         quote(line, &mut text);
         let rest = rest.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-        hand_over(place, &event(&text, rest), time, each)
+        hand_over(place, &event(&text, rest), (time, named.as_deref()), each)
     });
 }
 
@@ -350,6 +362,30 @@ mod tests {
             ))
         };
         assert_eq!(found, [expected(r#""one \"1\"""#), expected("\"two\"")]);
+    }
+
+    #[test]
+    fn a_member_names_the_type_where_the_configuration_says_so() {
+        use std::{collections::BTreeMap, sync::Arc};
+        let types = |uri: &str, body: &str| {
+            let mut parts = http::Request::post(uri).body(()).unwrap().into_parts().0;
+            let names = BTreeMap::from([(TYPE.to_owned(), "sourcetype".to_owned())]);
+            parts.extensions.insert(super::super::naming::Naming(Arc::new(names)));
+            assert_eq!((PROTOCOL.only_type)(&parts), None);
+            let mut found = Vec::new();
+            decode(&parts, body.as_bytes(), &mut |arrived| {
+                let Found::Item(item) = arrived.found else { panic!("{arrived:?}") };
+                found.push(item.event_type.unwrap().to_owned());
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+            found
+        };
+        let body = r#"{"event":1,"sourcetype":"access log"}{"event":2}{"event":3,"sourcetype":7}"#;
+        assert_eq!(types(EVENT, body), ["access log", "hec", "hec"]);
+        let raw = "/services/collector/raw?sourcetype=syslog&host=a";
+        assert_eq!(types(raw, "one\ntwo"), ["syslog", "syslog"]);
+        assert_eq!(types("/services/collector/raw", "one"), ["hec"]);
     }
 
     proptest! {

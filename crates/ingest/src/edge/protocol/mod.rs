@@ -6,8 +6,16 @@
 mod cloudevents;
 mod elasticsearch;
 mod events;
+mod firehose;
+mod firehose_http;
+mod firehose_records;
+mod firehose_streams;
 mod hec;
+mod loki;
 mod members;
+pub(crate) mod naming;
+mod noted;
+mod otlp;
 mod outcomes;
 mod path;
 mod posthog;
@@ -20,10 +28,11 @@ mod whole;
 use std::ops::ControlFlow;
 
 use http::{Method, request::Parts};
-use tidegate_event::Reason;
+use tidegate_event::{EventType, Reason};
 
 use super::{
     answer::{Answer, Refusal},
+    coding::Coding,
     cors::Cors,
     credentials::Carrier,
     problem::Problem,
@@ -31,8 +40,10 @@ use super::{
 use crate::normalize::Item;
 
 pub(super) use elasticsearch::Notes;
+pub(super) use noted::Noted;
 pub(super) use outcomes::Sorted;
 pub use outcomes::{Outcomes, Slot};
+pub(super) use path::percent_decoded;
 
 /// Every protocol. Where several share a path, the first whose `takes` says yes serves the request.
 pub const PROTOCOLS: &[Protocol] = &[
@@ -43,9 +54,60 @@ pub const PROTOCOLS: &[Protocol] = &[
     hec::PROTOCOL,
     segment::PROTOCOL,
     posthog::PROTOCOL,
+    firehose::PROTOCOL,
+    firehose_http::PROTOCOL,
     snowplow::PROTOCOL,
+    otlp::PROTOCOL,
+    loki::PROTOCOL,
     elasticsearch::PROTOCOL,
 ];
+
+/// Every kind of request that brings no events, but needs a key and its body.
+const QUESTIONS: &[Question] = &[firehose::QUESTION];
+
+/// A kind of request that brings no events, but needs a key and its body.
+pub(super) struct Question {
+    /// Of which protocol, by its name.
+    pub protocol: &'static str,
+    /// True where a request is one, by its head.
+    pub asked: fn(&Parts) -> bool,
+    /// The answer.
+    pub answer: fn(&Asked<'_>) -> Answer,
+}
+
+/// What an answer to a [`Question`] is made from.
+pub(super) struct Asked<'a> {
+    pub call: Call<'a>,
+    /// Decoded.
+    pub body: &'a [u8],
+    /// The event types the key may send; `None`: all.
+    pub allowed: Option<&'a [String]>,
+    /// Those that the tenant has sent, as far as this server knows.
+    pub known: Vec<EventType>,
+}
+
+impl Question {
+    /// The answer to a request that is there whole.
+    pub(super) fn ask(
+        &self,
+        call: Call<'_>,
+        (body, coding): (&[u8], Coding),
+        allowed: Option<&[String]>,
+        known: Vec<EventType>,
+    ) -> Result<Answer, Refusal> {
+        if coding != Coding::Identity {
+            let detail = "this is taken without a content coding";
+            return Err(Refusal::problem(Problem::CONTENT_CODING, detail));
+        }
+        Ok((self.answer)(&Asked { call, body, allowed, known }))
+    }
+}
+
+/// What answers a request that brings no events.
+pub(super) fn question(protocol: &Protocol, parts: &Parts) -> Option<&'static Question> {
+    let mut of_it = QUESTIONS.iter().filter(|question| question.protocol == protocol.name);
+    of_it.find(|question| (question.asked)(parts))
+}
 
 /// One protocol.
 pub struct Protocol {
@@ -202,6 +264,11 @@ impl DecodeFault {
     fn new(problem: Problem, detail: impl Into<String>) -> Self {
         Self { problem, detail: detail.into() }
     }
+}
+
+/// How a body is coded where the head need not say so.
+pub(super) fn implied_coding(parts: &Parts) -> Option<Coding> {
+    loki::coding(parts)
 }
 
 /// What serves a path and method.

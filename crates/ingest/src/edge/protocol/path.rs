@@ -57,7 +57,7 @@ pub(super) fn place<'a>(routes: &[Route], parts: &'a Parts, name: &str) -> Optio
 }
 
 /// One round of percent-decoding; a `%` without two digits behind it stands for itself.
-pub(super) fn percent_decoded(text: &str) -> Vec<u8> {
+pub(in crate::edge) fn percent_decoded(text: &str) -> Vec<u8> {
     let mut decoded = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let [first, after @ ..] = rest {

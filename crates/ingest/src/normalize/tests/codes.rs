@@ -43,6 +43,7 @@ fn each_code_of_this_stage_is_given() {
         (r#"{"path":"/","y":7}"#, "field_unknown", "/y"),
         (r#"{"path":"/a/b/c"}"#, "schema_violation", "/path"),
         (r#"{"path":"/","d":1,"d_ms":1}"#, "field_conflict", "/d_ms"),
+        (r#"{"tidegate.unreadable":{"text":"x"}}"#, "unreadable", ""),
         (r#"{"path""#, "invalid_json", ""),
         ("[]", "not_an_object", ""),
         (DEEP, "too_deep", ""),

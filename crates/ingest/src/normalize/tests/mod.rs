@@ -30,6 +30,7 @@ pub(super) fn tenant() -> Tenant {
         pii_secret: Secret(b"secret of acme".to_vec()),
         quota: Quota::default(),
         keys: Vec::new(),
+        pairs: Vec::new(),
     }
 }
 

@@ -224,6 +224,7 @@ fn sort(judge: &dyn Judge, head: &Head, items: Bytes, mut permit: Permit) -> Opt
         pii_secret: head.secret.clone(),
         quota: Quota::default(),
         keys: Vec::new(),
+        pairs: Vec::new(),
     };
     let listed = head.named.as_ref().map(Listed);
     let order = Order {

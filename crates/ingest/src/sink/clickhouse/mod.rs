@@ -73,6 +73,7 @@ pub(super) const KIND: SinkKind = SinkKind {
         let urls: Vec<_> = settings.urls.iter().map(Url::as_str).collect();
         Ok(format!("{}: {}.<event type>{}", urls.join(", "), settings.database, settings.suffix))
     },
+    side_by_side: true,
 };
 
 /// The servers and databases that a configuration names, if it is one of this kind: no two sinks share

@@ -61,6 +61,7 @@ pub(super) const KIND: SinkKind = SinkKind {
         config.options.insert("stream".to_owned(), stream.into());
         Ok(shown)
     },
+    side_by_side: false,
 };
 
 /// The answer to a bulk of 10,000 documents, each refused in many words.

@@ -38,8 +38,14 @@ use std::sync::Arc;
 use super::{Sink, SinkConfig, SinkConfigError, SinkContext, SinkKind};
 use config::Settings;
 
-pub(super) const KIND: SinkKind =
-    SinkKind { name: "kafka", check: |config| Settings::read(config).map(drop), open, shadow };
+pub(super) const KIND: SinkKind = SinkKind {
+    name: "kafka",
+    check: |config| Settings::read(config).map(drop),
+    open,
+    shadow,
+    // A partition has one producer, and a marker that says how far it is.
+    side_by_side: false,
+};
 
 fn shadow(config: &mut SinkConfig, _: &std::path::Path) -> Result<String, SinkConfigError> {
     let settings = Settings::read(config)?;

@@ -62,6 +62,7 @@ pub(super) const KIND: SinkKind = SinkKind {
         config.url = Some(url.clone());
         Ok(url)
     },
+    side_by_side: true,
 };
 
 /// The key of a file's rows hash in its key-value metadata.

@@ -139,7 +139,7 @@ async fn a_wrong_path_is_404_and_a_wrong_method_405() {
         .raw(b"POST /v1/nothing HTTP/1.1\r\nHost: x\r\n\r\n")
         .await
         .is_problem(404, "no_such_path");
-    for path in ["/api/v1/status", "/metrics", "/v1/events/", "/v1//events"] {
+    for path in ["/v1", "/api/v1/status", "/metrics", "/v1/events/", "/v1//events"] {
         let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
         server.raw(request.as_bytes()).await.is_problem(404, "no_such_path");
     }

@@ -56,7 +56,7 @@ async fn what_is_no_public_key_is_refused_in_a_path_and_never_repeated() {
     let (key, other) =
         (public(&server, &NewPublicKey::default()), public(&server, &NewPublicKey::default()));
     let secret = server.key.clone();
-    let wrong = format!("{}0", &key[..key.len() - 1]);
+    let wrong = format!("{}x", &key[..key.len() - 1]);
     for shown in [secret.as_str(), &wrong, "tgp_", "x", "tgp_%00", "k"] {
         let reply = ask(&server, &format!("POST /k/{shown}{TP2}"), "", VIEW).await;
         assert_eq!((reply.status, reply.code()), (401, "key_invalid"), "{shown}: {reply:?}");

@@ -211,6 +211,20 @@ pub async fn start_with(change: impl FnOnce(&mut Setup)) -> Server {
 }
 
 impl Server {
+    /// What another edge over the same things is made of.
+    pub fn parts(&self) -> EdgeParts {
+        EdgeParts {
+            config: EdgeConfig { listen: "127.0.0.1:0".to_owned(), ..EdgeConfig::default() },
+            tenants: self.tenants.clone(),
+            behind: Behind::Here { judge: Arc::new(FakeJudge), log: self.log.clone() },
+            books: self.books.clone(),
+            clock: Arc::new(SystemClock),
+            budget: self.budget.clone(),
+            pressure: self.pressure.clone(),
+            quotas: Quotas::new(Arc::new(SystemClock)),
+        }
+    }
+
     pub async fn connect(&self) -> TcpStream {
         TcpStream::connect(self.address).await.unwrap()
     }

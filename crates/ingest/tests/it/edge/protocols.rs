@@ -26,6 +26,7 @@ const EVENTS: &[(&str, &str, &str, &str)] = &[
         r#"{"data":[{"e":"pv","url":"a"}]}"#,
         "null",
     ),
+    ("loki", "/loki/api/v1/push", r#"{"streams":[{"stream":{},"values":[["1","x"]]}]}"#, "null"),
     (
         "elasticsearch",
         "/t/_bulk?filter_path=errors",
@@ -65,7 +66,7 @@ async fn each_protocol_takes_an_event_with_its_key_and_none_without() {
         assert_eq!(wrong.status, if *name == "hec" { 403 } else { 401 }, "{name}: {wrong:?}");
         assert!(server.kept().is_empty(), "{name}");
         let reply = send(&server, path, &key_header(name, &server.key), event).await;
-        assert_eq!(reply.status, 200, "{name}: {reply:?}");
+        assert_eq!(reply.status, if *name == "loki" { 204 } else { 200 }, "{name}: {reply:?}");
         assert!(reply.body.to_string().contains(said) || *name != "events", "{name}: {reply:?}");
         if *name != "events" {
             assert_eq!(reply.body, serde_json::from_str::<serde_json::Value>(said).unwrap());
@@ -75,8 +76,9 @@ async fn each_protocol_takes_an_event_with_its_key_and_none_without() {
     }
     let named: Vec<&str> = EVENTS.iter().map(|(name, ..)| *name).collect();
     let all: Vec<&str> = PROTOCOLS.iter().map(|protocol| protocol.name).collect();
-    // CloudEvents have tests of their own (`forms`).
-    assert_eq!(named, all.into_iter().filter(|name| *name != "cloudevents").collect::<Vec<_>>());
+    // These have tests of their own (`forms`, `firehose`).
+    let apart = ["cloudevents", "firehose", "firehose_http"];
+    assert_eq!(named, all.into_iter().filter(|name| !apart.contains(name)).collect::<Vec<_>>());
     server.is_balanced().await;
 }
 
@@ -95,6 +97,8 @@ async fn overload_is_said_with_the_time_to_come_again_and_in_the_protocols_words
         if *name == "hec" {
             assert_eq!(reply.body["code"], 9);
             assert_eq!(reply.body["text"], "Server is busy");
+        } else if *name == "loki" {
+            assert_eq!(reply.header("content-type"), Some("text/plain; charset=utf-8"));
         } else if of_each {
             assert_eq!(reply.body, serde_json::json!({"errors": true}));
         } else {
@@ -114,6 +118,12 @@ async fn success_is_said_only_where_every_item_is_kept() {
         ("segment", "/v1/batch", r#"{"batch":[{"type":"page"},7]}"#, 1),
         ("posthog", "/batch/", r#"{"batch":[7,{"event":"x"}]}"#, 1),
         ("snowplow", "/com.snowplowanalytics.snowplow/tp2", r#"{"data":[7,{"e":"pv"}]}"#, 1),
+        (
+            "loki",
+            "/loki/api/v1/push",
+            r#"{"streams":[{"stream":{},"values":[["1"],["2","x"]]}]}"#,
+            1,
+        ),
         ("track", "/track", "[]", 0),
         ("telemetry", "/v3/send/t", "7", 0),
         ("hec", "/services/collector", "{}", 0),

@@ -93,7 +93,8 @@ fn the_same_plan_from_many_at_once_is_one_job() {
     let listed = server.admin_get("/api/v1/replay/jobs").json();
     assert_eq!(listed["jobs"].as_array().unwrap().len(), 1, "{listed:#}");
     // How far it came is known by now: the cursors of what has ended are not read for each look.
-    let cursors = place.dir.path().join("data/replay").join(plan.plan_id.as_str()).join("sinks");
+    let cursors =
+        place.dir.path().join("data/replay").join(plan.plan_id.as_str()).join("part-0/sinks");
     std::fs::rename(&cursors, cursors.with_extension("away")).unwrap();
     assert_eq!(job(&server, &plan)["done_events"], 390);
     std::fs::rename(cursors.with_extension("away"), &cursors).unwrap();
