@@ -258,6 +258,11 @@ def protocols():
     claims = "Credential=TGX/%s, SignedHeaders=host;x-amz-date, Signature=%s" % (scope, "0" * 64)
     seed("protocols", b"\11", claims + "\n20150830T123600Z\n/a/../b?c=%20&d")
     seed("protocols", b"\7", '{"token":"k","event":"b","api_key":"k"}')
+    document = '{"@timestamp":"2026-03-01T12:00+0100","n": 1.50}'
+    lines = ('{"create":{"_id":"1","routing":null}}', document, "", '{"index":{"_index":"é","_id":7}}', document, '{"delete":{"_id":"x"}}')
+    seed("protocols", b"\x08", "\n".join(lines) + "\n")
+    seed("protocols", b"\x08", '{"update":{"_id":"u"}}\r\n{"doc":{}}\r\n{"index":{"if_seq_no":1,"op_type":"create"}}\r\n{"@timestamp":1772366400250.5}\r\n')
+    seed("protocols", b"\x09", document)
 
 
 def trackers():

@@ -18,6 +18,8 @@ case "${1:?build, test or redis}" in
     want openssl openssl
     want strace strace
     want redis-server redis-server
+    want rsyslogd rsyslog
+    compgen -G '/usr/lib/*/rsyslog/omelasticsearch.so' >/dev/null || packages+=(rsyslog-elasticsearch)
     want javac default-jdk-headless # S3Proxy, Apache Kafka and OpenSearch, which Maven fetches
     want mvn maven
     want mkfs.ext4 e2fsprogs

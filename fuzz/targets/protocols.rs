@@ -24,6 +24,8 @@ const PATHS: &[&str] = &[
     "/capture/",
     "/v1/firehose/views",
     "/",
+    "/logs/_bulk",
+    "/logs/_doc/7",
 ];
 
 fuzz_target!(|data: &[u8]| {
@@ -51,6 +53,8 @@ fuzz_target!(|data: &[u8]| {
         "/capture/" if object(body).is_none_or(|body| !body.contains_key("batch")) => {
             single(&items, &["api_key", "token"]);
         }
+        "/logs/_bulk" => bulk(body, &items),
+        "/logs/_doc/7" => assert!(items.len() <= 1),
         "/v3/send/kibana%20ui" => telemetry(body, &items, first & 0x80 != 0),
         _ => {}
     }
@@ -152,6 +156,30 @@ fn single(items: &[Option<Vec<u8>>], keys: &[&str]) {
             assert!(keys.iter().all(|key| !members.contains_key(*key)), "a key is kept");
         }
     }
+}
+
+/// Lines and their documents: a body that was taken is nothing else, and each document is a line.
+fn bulk(body: &[u8], items: &[Option<Vec<u8>>]) {
+    assert!(body.is_empty() || body.ends_with(b"\n"));
+    let mut lines = body.split(|byte| *byte == b'\n');
+    let mut items = items.iter();
+    while let Some(line) = lines.next() {
+        if line.trim_ascii().is_empty() {
+            continue;
+        }
+        // A number that no `Value` can hold is none of the action's business.
+        let Some(action) = object(line) else { return };
+        let Some(item) = items.next() else { panic!("a document is missing") };
+        if action.contains_key("delete") {
+            assert!(item.is_none());
+            continue;
+        }
+        let document = lines.next().unwrap();
+        if let Some(item) = item {
+            assert_eq!(item, document.trim_ascii());
+        }
+    }
+    assert!(items.next().is_none(), "more than was sent");
 }
 
 fn telemetry(body: &[u8], items: &[Option<Vec<u8>>], headed: bool) {

@@ -132,6 +132,7 @@ fn decoding(criterion: &mut Criterion) {
         pii_secret: Secret::default(),
         quota: Quota::default(),
         keys: Vec::new(),
+        pairs: Vec::new(),
     };
     let now = ReceivedAt(1_772_366_400_000_000);
     let context = JudgeContext { tenant: &tenant, received_at: now, key_types: None };

@@ -18,6 +18,7 @@ mod grpc;
 mod head;
 pub mod judge;
 mod keyed;
+mod listed;
 mod login;
 mod over;
 pub mod problem;

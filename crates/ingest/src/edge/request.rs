@@ -26,10 +26,11 @@ use super::{
     connection::Busy,
     grpc, head,
     keyed::{self, PathKey},
+    listed,
     login::{self, Coming},
     over,
     problem::Problem,
-    protocol::{self, Call, Noted, Outcomes, Protocol, Sorted, Tells, naming::Naming},
+    protocol::{self, Call, Noted, Notes, Outcomes, Protocol, Sorted, Tells, naming::Naming},
     routing::{self, Next},
     turns::Turns,
     work::{Done, Packed, Work},
@@ -129,7 +130,12 @@ const IMPOLITE_MAX: u32 = 20;
 impl Exchange {
     /// What its protocol's answer is made from.
     fn call(&self) -> Call<'_> {
-        Call { parts: &self.parts, request_id: &self.request_id, items: self.items }
+        Call {
+            parts: &self.parts,
+            request_id: &self.request_id,
+            base_id: &self.base_id,
+            items: self.items,
+        }
     }
 
     /// Holds back the refusal of a client that did not wait for the last one's time.
@@ -155,6 +161,7 @@ pub(super) async fn serve(
     let (mut parts, body) = request.into_parts();
     let now = shared.clock.now();
     let path_key = keyed::take(&mut parts);
+    Notes::begin(&mut parts);
     if !shared.event_types.is_empty() {
         parts.extensions.insert(Naming(Arc::clone(&shared.event_types)));
     }
@@ -300,7 +307,7 @@ async fn respond(
     let (protocol, coding, mut admitted) = match gated {
         Ok(gated) => gated,
         Err(refusal) => {
-            pass_over(shared, coming, &share, exchange, &refusal).await;
+            pass_over(shared, first, coming, &share, exchange, &refusal).await;
             return Err(refusal);
         }
     };
@@ -374,11 +381,18 @@ async fn receive(
 /// Reads over the body of a refused request, so that its connection may stay.
 async fn pass_over(
     shared: &Arc<Shared>,
+    protocol: &Protocol,
     coming: Coming,
     share: &Share,
     exchange: &mut Exchange,
     refusal: &Refusal,
 ) {
+    let parts = Arc::clone(&exchange.parts);
+    if exchange.passes_over && listed::is_listed(&parts, &coming, refusal) {
+        exchange.items = listed::items(shared, &parts, protocol, coming, share).await;
+        exchange.unread &= exchange.items.is_none();
+        return;
+    }
     let (Coming::Unread(body) | Coming::Signed(body, _)) = coming else { return };
     if exchange.unread && over::may_pass(refusal, exchange.passes_over) {
         let (busy, multiplexed) = (&exchange.busy, exchange.parts.version == Version::HTTP_2);
@@ -425,15 +439,11 @@ fn gate(
     };
     room.map_err(not_appended)?;
     let line = exchange.busy.line(exchange.passes_over);
-    let patience = exchange.busy.patience();
-    let admitted = match account.admit(declared, line, patience) {
-        Ok(admitted) => admitted,
-        Err(refused) => {
-            let graced = taker.and_then(|taker| account.graced(taker.name, declared, patience));
-            graced.ok_or_else(|| Refusal::over_quota(&refused))?
-        }
-    };
-    let Some(protocol) = taker else { return Err(wrong_media_type(parts, candidates)) };
+    let name = taker.map(|taker| taker.name);
+    let admitted = account
+        .admit_or_grace(name, declared, line, exchange.busy.patience())
+        .map_err(|refused| Refusal::over_quota(&refused))?;
+    let Some(protocol) = taker else { return Err(routing::wrong_media_type(parts, candidates)) };
     exchange.protocol = Some(protocol);
     let coding = coding_of(parts)?;
     Ok((protocol, coding, admitted))
@@ -450,20 +460,6 @@ pub(super) fn coding_of(parts: &Parts) -> Result<Coding, Refusal> {
         Refusal::problem(Problem::CONTENT_CODING, detail)
             .with(header::ACCEPT_ENCODING, HeaderValue::from_static(coding::TAKEN))
     })
-}
-
-fn wrong_media_type(parts: &Parts, candidates: &[&'static Protocol]) -> Refusal {
-    let found = parts.headers.get(header::CONTENT_TYPE).map_or_else(
-        || "there is no Content-Type".to_owned(),
-        |value| {
-            let text = String::from_utf8_lossy(value.as_bytes());
-            format!("the Content-Type is {:?}", text.chars().take(100).collect::<String>())
-        },
-    );
-    let taken: Vec<&str> = candidates.iter().map(|protocol| protocol.media_types).collect();
-    let detail = format!("{found}; taken here, in UTF-8: {}", taken.join(", "));
-    Refusal::problem(Problem::MEDIA_TYPE, detail)
-        .with(header::ACCEPT_ENCODING, HeaderValue::from_static(coding::TAKEN))
 }
 
 pub(super) fn unreadable(error: &ReadError, share: &Share) -> Refusal {

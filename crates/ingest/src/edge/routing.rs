@@ -4,6 +4,7 @@ use http::{HeaderValue, Method, StatusCode, header, request::Parts};
 
 use super::{
     answer::{self, Answer, Refusal},
+    coding,
     cors::Cors,
     keyed,
     problem::Problem,
@@ -67,4 +68,18 @@ fn wrong_method(methods: &[&Method]) -> Refusal {
         Ok(value) => refusal.with(header::ALLOW, value),
         Err(_) => refusal,
     }
+}
+
+pub(super) fn wrong_media_type(parts: &Parts, candidates: &[&'static Protocol]) -> Refusal {
+    let found = parts.headers.get(header::CONTENT_TYPE).map_or_else(
+        || "there is no Content-Type".to_owned(),
+        |value| {
+            let text = String::from_utf8_lossy(value.as_bytes());
+            format!("the Content-Type is {:?}", text.chars().take(100).collect::<String>())
+        },
+    );
+    let taken: Vec<&str> = candidates.iter().map(|protocol| protocol.media_types).collect();
+    let detail = format!("{found}; taken here, in UTF-8: {}", taken.join(", "));
+    Refusal::problem(Problem::MEDIA_TYPE, detail)
+        .with(header::ACCEPT_ENCODING, HeaderValue::from_static(coding::TAKEN))
 }

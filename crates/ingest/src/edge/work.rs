@@ -14,7 +14,7 @@ use super::{
     coding::{Coding, DecodeError, DecodeLimits},
     judge::Judge,
     problem::Problem,
-    protocol::{Arrived, Found, Protocol},
+    protocol::{Arrived, Found, Notes, Protocol},
 };
 use crate::{
     budget::Permit,
@@ -93,6 +93,7 @@ impl Work {
         let finished = bench::sort(order, judge, &mut self.permit, |take| {
             decode(parts, &body, &mut |arrived: Arrived<'_>| take(arrived, None))
         })?;
+        self.pay_for_notes()?;
         drop(body);
         Ok(Done::new(finished, self.permit))
     }
@@ -141,6 +142,7 @@ impl Work {
         }
         drop(body);
         permit.shrink_to(held);
+        self.pay_for_notes()?;
         let tenant = &self.caller.tenant;
         let head = Head {
             tenant: self.tenant(),
@@ -155,6 +157,12 @@ impl Work {
         };
         let items = items.finish().into();
         Ok(Packed { head, items, types: self.types, permit: self.permit })
+    }
+
+    /// What a protocol noted for its answer outlives the body.
+    fn pay_for_notes(&self) -> Result<(), Refusal> {
+        let share = self.permit.share();
+        Notes::pay(&self.parts, share).map_err(|full| no_memory(full, share))
     }
 
     /// Whose the events are: the key's owner, whatever a header or the body says.

@@ -204,6 +204,23 @@ impl Account {
         }
     }
 
+    /// As [`Account::admit`], and where that refuses a request of `protocol`, what the tenant's grace takes.
+    ///
+    /// # Errors
+    /// As [`Account::admit`].
+    pub fn admit_or_grace(
+        &mut self,
+        protocol: Option<&str>,
+        declared: Option<u64>,
+        line: Line,
+        patience: &Mutex<Patience>,
+    ) -> Result<Admitted, Refused> {
+        self.admit(declared, line, patience).or_else(|refused| {
+            let graced = protocol.and_then(|name| self.graced(name, declared, patience));
+            graced.ok_or(refused)
+        })
+    }
+
     /// Takes a request that was refused, where the tenant has grace left: nothing is charged, and its
     /// connection counts as served. `bytes`: what it declared, or has.
     pub fn graced(

@@ -101,7 +101,7 @@ async fn body(answer: Answer) -> (u16, Value) {
 }
 
 fn call(parts: &Parts) -> Call<'_> {
-    Call { parts, request_id: "r", items: None }
+    Call { parts, request_id: "r", base_id: &[7; 16], items: None }
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@
 //! and where the key stands; it knows nothing of quotas, limits, schemas or the log.
 
 mod cloudevents;
+mod elasticsearch;
 mod events;
 mod firehose;
 mod firehose_http;
@@ -18,6 +19,7 @@ mod otlp;
 mod outcomes;
 mod path;
 mod posthog;
+mod protobuf;
 mod segment;
 mod snowplow;
 mod telemetry;
@@ -38,6 +40,7 @@ use super::{
 };
 use crate::normalize::Item;
 
+pub(super) use elasticsearch::Notes;
 pub(super) use noted::Noted;
 pub(super) use outcomes::Sorted;
 pub use outcomes::{Outcomes, Slot};
@@ -57,6 +60,7 @@ pub const PROTOCOLS: &[Protocol] = &[
     snowplow::PROTOCOL,
     otlp::PROTOCOL,
     loki::PROTOCOL,
+    elasticsearch::PROTOCOL,
 ];
 
 /// Every kind of request that brings no events, but needs a key and its body.
@@ -206,6 +210,8 @@ pub struct Call<'a> {
     pub parts: &'a Parts,
     /// Its id.
     pub request_id: &'a str,
+    /// What the ids of events that came without one are made from.
+    pub base_id: &'a [u8; 16],
     /// How many items it holds; `None` where it was refused before they were counted.
     pub items: Option<u64>,
 }

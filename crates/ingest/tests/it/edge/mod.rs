@@ -6,6 +6,7 @@
 mod answers;
 mod codings;
 mod connections;
+mod elasticsearch;
 mod firehose;
 mod forms;
 mod keyed;

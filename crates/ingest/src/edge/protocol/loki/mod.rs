@@ -5,10 +5,6 @@
 
 mod labels;
 mod proto;
-// OTLP's reader, which stands where OTLP was first to need it.
-#[path = "../otlp/wire.rs"]
-#[allow(dead_code, reason = "a push has neither packed nor folded numbers")]
-mod wire;
 
 use std::{borrow::Cow, ops::ControlFlow};
 

@@ -3,8 +3,8 @@
 use std::{borrow::Cow, ops::ControlFlow};
 
 use super::{
+    super::protobuf::{Raw, Reader, WireError},
     Entry, Stream, labels,
-    wire::{Raw, Reader, WireError},
 };
 use crate::{edge::protocol::members::push_member, json::quote};
 

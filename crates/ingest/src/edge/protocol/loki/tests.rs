@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use proptest::prelude::*;
 
-use super::{super::naming::Naming, wire::put, *};
+use super::{
+    super::{naming::Naming, protobuf::put},
+    *,
+};
 
 type Kept = Result<(String, Option<i64>, String), Code>;
 

@@ -7,7 +7,7 @@ use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::Full;
 use serde_json::json;
 
-use super::{fields::Signal, wire::put};
+use super::{super::protobuf::put, fields::Signal};
 use crate::edge::{
     answer::{self, Answer, Kind, Refusal},
     grpc::{self, Told},

@@ -6,8 +6,8 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use tidegate_event::{Code, Reason};
 
 use super::{
+    super::protobuf::WireError,
     fields::{Field, Message},
-    wire::WireError,
 };
 use crate::json::quote;
 

@@ -6,7 +6,6 @@
 //!
 //! | file | what |
 //! | --- | --- |
-//! | `wire` | protobuf's wire format over slices |
 //! | `fields` | the messages: numbers, names, kinds |
 //! | `form`, `proto`, `json` | the two forms of a message, written as JSON |
 //! | `events` | resource, scope, item: one event each |
@@ -20,7 +19,6 @@ mod json;
 mod proto;
 #[cfg(test)]
 mod tests;
-mod wire;
 
 use std::ops::ControlFlow;
 

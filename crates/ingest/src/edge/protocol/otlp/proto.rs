@@ -3,9 +3,9 @@
 use std::borrow::Cow;
 
 use super::{
+    super::protobuf::{Raw, Reader, zigzag},
     fields::{FIELDS_MAX, Field, Kind, Message, Shown},
     form::{DEPTH_MAX, Fault, Form, base64, comma, double, hex, name, number, own_name},
-    wire::{Raw, Reader, zigzag},
 };
 use crate::json::quote;
 

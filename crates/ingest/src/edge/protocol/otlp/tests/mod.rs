@@ -9,9 +9,8 @@ use serde_json::{Value, json};
 use tidegate_event::Code;
 
 use super::{
-    super::{Arrived, DecodeFault, Found, route},
+    super::{Arrived, DecodeFault, Found, protobuf::put, route},
     PROTOCOL, decode,
-    wire::put,
 };
 use crate::normalize::ItemTime;
 

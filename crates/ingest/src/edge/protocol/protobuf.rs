@@ -1,7 +1,7 @@
 //! Protobuf's wire format, read over slices: fields one after the other, nothing copied.
 //!
-//! As "Protocol Buffers: Encoding" has it. Groups are refused: OTLP has none, and to skip one is to nest
-//! without bound.
+//! As "Protocol Buffers: Encoding" has it. Groups are refused: neither OTLP nor Loki has any, and to skip
+//! one is to nest without bound.
 
 /// A field's value as it stands on the wire.
 #[derive(Clone, Copy, Debug, PartialEq)]
