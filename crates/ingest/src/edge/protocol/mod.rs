@@ -7,9 +7,6 @@ mod cloudevents;
 mod elasticsearch;
 mod events;
 mod firehose;
-mod firehose_http;
-mod firehose_records;
-mod firehose_streams;
 mod hec;
 mod loki;
 mod members;
@@ -56,7 +53,7 @@ pub const PROTOCOLS: &[Protocol] = &[
     segment::PROTOCOL,
     posthog::PROTOCOL,
     firehose::PROTOCOL,
-    firehose_http::PROTOCOL,
+    firehose::http_endpoint::PROTOCOL,
     snowplow::PROTOCOL,
     otlp::PROTOCOL,
     loki::PROTOCOL,

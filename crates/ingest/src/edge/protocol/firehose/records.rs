@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::value::RawValue;
 
-use super::{
+use super::super::{
     Arrived, Found, Place,
     members::{Members, begin_event, push_member},
 };

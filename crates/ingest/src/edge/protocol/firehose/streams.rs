@@ -5,9 +5,8 @@ use serde_json::{Value, json};
 use tidegate_event::EventType;
 
 use super::{
-    Asked,
-    firehose::{ACCESS_DENIED, INVALID_ARGUMENT, answered, error, operation, stream_name},
-    members::Members,
+    super::{Asked, members::Members},
+    ACCESS_DENIED, INVALID_ARGUMENT, answered, error, operation, stream_name,
 };
 use crate::edge::answer::Answer;
 

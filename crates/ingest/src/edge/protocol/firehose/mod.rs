@@ -4,6 +4,10 @@
 //! it again" there, so none is told that would be the same next time: a record that can be no event gets a
 //! `RecordId` and is a dead letter ([`crate::normalize::unreadable`]).
 
+pub(super) mod http_endpoint;
+mod records;
+mod streams;
+
 use std::ops::ControlFlow;
 
 use http::{HeaderName, HeaderValue, Method, StatusCode, request::Parts};
@@ -12,10 +16,7 @@ use tidegate_event::Code;
 
 use super::{
     Arrived, Call, DecodeFault, Login, Noted, Outcomes, Place, Protocol, Question, Route, Tells,
-    firehose_records::{self as records, Common},
-    firehose_streams as streams,
-    members::Members,
-    whole::unkept,
+    members::Members, whole::unkept,
 };
 use crate::{
     edge::{
@@ -26,6 +27,7 @@ use crate::{
     json::split_array,
     shed::ShedReason,
 };
+use records::Common;
 
 pub(super) const PROTOCOL: Protocol = Protocol {
     name: "firehose",
@@ -257,5 +259,4 @@ fn kind_of(problem: Problem) -> (u16, &'static str) {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
-#[path = "firehose_tests.rs"]
 mod tests;

@@ -10,20 +10,20 @@ use http::{Method, StatusCode, request::Parts};
 use serde::Serialize;
 use tidegate_event::EventType;
 
-use super::{
+use super::super::{
     Arrived, Call, DecodeFault, Login, Noted, Outcomes, Protocol, Route, Tells,
-    firehose_records::{self as records, Common},
     members::Members,
     path::place,
     whole::{batch, unkept},
 };
+use super::records::{self, Common};
 use crate::edge::{
     answer::{self, Answer, Kind, Refusal},
     credentials::Carrier,
     problem::Problem,
 };
 
-pub(super) const PROTOCOL: Protocol = Protocol {
+pub(in super::super) const PROTOCOL: Protocol = Protocol {
     name: "firehose_http",
     routes: ROUTES,
     probes: &[],
