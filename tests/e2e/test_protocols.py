@@ -171,10 +171,14 @@ def test_a_body_that_is_too_large_is_told_and_not_taken_for_overload(rig, client
 
 @each_client
 def test_over_its_quota_a_client_waits_and_loses_nothing_it_was_told_is_safe(rig, client):
-    # A browser takes a while to start, in which the quota fills up again: more at once.
-    key, names = rig.slow_keys[client.name], some_names(4 if client.again else 7)
-    front = rig.front()
-    told = client.send(front.url, key, names[:2]) | client.send(front.url, key, names[2:])
+    key, names, told, front = rig.slow_keys[client.name], [], set(), rig.front()
+    # A client may take a while to start, in which the quota fills up again: then once more. A browser sends more at once.
+    for _ in range(4):
+        for more in (some_names(2), some_names(2 if client.again else 5)):
+            names += more
+            told |= client.send(front.url, key, more)
+        if 429 in {status for _, status in front.seen}:
+            break
     assert 429 in {status for _, status in front.seen}, front.seen
     times = check(rig, client, told, names, tenant=f"slow-{client.name}")
     assert told == set(names) or not client.again, f"{client.name} gave up on {set(names) - told}"
