@@ -1,6 +1,6 @@
 //! What every protocol must do: say who may send, refuse in its own words, and never say yes too early.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use tidegate_event::TenantId;
 use tidegate_ingest::{
@@ -80,11 +80,11 @@ async fn each_protocol_takes_an_event_with_its_key_and_none_without() {
         assert_eq!(server.kept().len(), 1, "{name}");
         server.log.batches.lock().unwrap().clear();
     }
-    let named: Vec<&str> = EVENTS.iter().map(|(name, ..)| *name).collect();
-    let all: Vec<&str> = PROTOCOLS.iter().map(|protocol| protocol.name).collect();
+    let named: BTreeSet<&str> = EVENTS.iter().map(|(name, ..)| *name).collect();
+    let all: BTreeSet<&str> = PROTOCOLS.iter().map(|protocol| protocol.name).collect();
     // These have tests of their own (`forms`, `firehose`).
     let apart = ["cloudevents", "firehose", "firehose_http"];
-    assert_eq!(named, all.into_iter().filter(|name| !apart.contains(name)).collect::<Vec<_>>());
+    assert_eq!(named, all.into_iter().filter(|name| !apart.contains(name)).collect());
     server.is_balanced().await;
 }
 
