@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -20,13 +21,25 @@ BINARIES = Path(os.environ.get("TIDEGATE_BIN_DIR", TARGET / "debug"))
 PATIENCE = float(os.environ.get("PATIENCE_SECONDS", "60"))
 
 
+# Below those that the system gives to whoever asks for any: none of these is taken between a look and its use.
+PORTS = range(10_000, 32_000)
+
+
 def free_ports(count):
     """Loopback ports that were free a moment ago; all held at once, so that they differ."""
-    sockets = [socket.socket() for _ in range(count)]
+    sockets, picked = [], random.SystemRandom()
     try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+        for _ in range(100 * count):
+            one = socket.socket()
+            sockets.append(one)
+            try:
+                one.bind(("127.0.0.1", picked.choice(PORTS)))
+            except OSError:
+                sockets.pop().close()
+                continue
+            if len(sockets) == count:
+                return [one.getsockname()[1] for one in sockets]
+        raise RuntimeError(f"no {count} ports of {PORTS} are free")
     finally:
         for one in sockets:
             one.close()
