@@ -84,5 +84,6 @@ pub fn tenant(strict: bool) -> Tenant {
         pii_secret: Secret(b"secret of acme".to_vec()),
         quota: Quota::default(),
         keys: Vec::new(),
+        pairs: Vec::new(),
     }
 }
